@@ -1,0 +1,80 @@
+"""One tree of errors: what went wrong, what to do about it, and with which exit code it ends.
+
+The kernel failed, the test failed and the harness failed are three different things.  A failed
+expectation is an ``AssertionError`` of the test and is not in this tree; everything here says
+that something could not be tested, or that a guest died while it was tested.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+#: What ``git bisect run`` reads as "this revision cannot be tested".
+EXIT_UNTESTABLE = 125
+EXIT_INTERRUPTED = 130
+
+
+class HarnessError(Exception):
+    """Something could not be tested; ``hint`` says in one line what the user can do."""
+
+    exit_code = EXIT_UNTESTABLE
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Return message and hint as the one line that a user sees."""
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(HarnessError):
+    """The user asked for something that does not exist or contradicts itself."""
+
+    exit_code = EXIT_USAGE
+
+
+class SpecError(UsageError):
+    """A machine file is malformed or contradictory; the message names file, table and key."""
+
+
+class KernelError(UsageError):
+    """A kernel that was asked for is not there, is no kernel, or lacks drivers."""
+
+
+class HostError(HarnessError):
+    """The host lacks a program, a permission, memory or disk space."""
+
+
+class ImageError(HarnessError):
+    """A guest image could not be built, fetched or verified."""
+
+
+class LaunchError(HarnessError):
+    """QEMU refused to start; the message carries QEMU's own words."""
+
+
+class GuestLost(HarnessError):
+    """The guest does not answer any more and nothing on its console says why."""
+
+
+class GuestHung(GuestLost):
+    """Something in the guest, or the whole guest, makes no progress."""
+
+
+class GuestReset(GuestLost):
+    """The guest reset or powered off without having been asked to."""
+
+
+class GuestPanic(GuestLost):
+    """The guest's kernel panicked; ``trace`` holds the console text around it."""
+
+    def __init__(self, message: str, *, trace: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.trace = trace
+
+
+class WorkloadError(HarnessError):
+    """A workload was started wrongly or did not speak KTAP to its end."""

@@ -1,0 +1,146 @@
+"""The only place that starts a host program.
+
+Every program that outlives a call is started from one long-lived thread: the parent-death signal
+that ends a QEMU when the harness is killed follows the *thread* that forked, not the process
+(prctl(2), PR_SET_PDEATHSIG), so a child started from a short-lived worker thread would die early.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from harness.errors import HostError
+
+log = logging.getLogger(__name__)
+
+_spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A host program that ended: its exit status and what it said."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+
+
+def shell_line(argv: Sequence[str]) -> str:
+    """Return argv as a line that can be pasted into a shell."""
+    return shlex.join(argv)
+
+
+def find(program: str, *, package: str) -> str:
+    """Return the path of a host program; HostError names the Debian package when it is missing."""
+    path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if path is None:
+        raise HostError(f"{program} is not installed", hint=f"apt-get install {package}")
+    return path
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: str | None = None,
+) -> Completed:
+    """Run a host program to its end and return what it said.
+
+    ``timeout`` is in seconds.  Raises HostError when the program is missing, does not end in time
+    or, with ``check``, exits with another status than 0; the message carries its last words.
+    """
+    log.debug("run: %s", shell_line(argv))
+    try:
+        done = subprocess.run(
+            list(argv),
+            input=stdin if stdin is not None else "",
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env=None if env is None else {**os.environ, **env},
+            cwd=cwd,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise HostError(f"{argv[0]} is not installed", hint="run make setup") from error
+    except subprocess.TimeoutExpired as error:
+        raise HostError(f"no end after {timeout:.0f} s: {shell_line(argv)}") from error
+    result = Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
+    if check and result.status != 0:
+        words = (result.stderr.strip() or result.stdout.strip()).splitlines()
+        last = words[-1] if words else "it said nothing"
+        raise HostError(f"{Path(argv[0]).name} failed with status {result.status}: {last}")
+    return result
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    stdout: IO[bytes] | int,
+    stderr: IO[bytes] | int,
+    pass_fds: Sequence[int] = (),
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program that dies with the harness, in a session of its own.
+
+    setpriv(1) sets the parent-death signal after the fork, so nothing of Python runs between fork
+    and exec.  A session of its own keeps a terminal's Ctrl-C for the harness, which then ends its
+    children in order.
+    """
+    full = [find("setpriv", package="util-linux"), "--pdeathsig", "KILL", "--", *argv]
+    log.debug("spawn: %s", shell_line(argv))
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            full,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            cwd=cwd,
+            env=None if env is None else {**os.environ, **env},
+            start_new_session=True,
+        )
+
+    return _spawner.submit(start).result()
+
+
+def end(child: subprocess.Popen[bytes], *, grace: float) -> int:
+    """End a child: SIGTERM, ``grace`` seconds, SIGKILL; return its status as Popen tells it."""
+    if child.poll() is None and grace > 0:
+        with contextlib.suppress(ProcessLookupError):
+            child.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return child.wait(grace)
+    if child.poll() is None:
+        child.kill()
+    return child.wait()
+
+
+@contextlib.contextmanager
+def running(
+    argv: Sequence[str], *, stdout: IO[bytes] | int, stderr: IO[bytes] | int, grace: float = 2.0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program for as long as the block lasts."""
+    child = spawn(argv, stdout=stdout, stderr=stderr)
+    try:
+        yield child
+    finally:
+        end(child, grace=grace)
