@@ -1,0 +1,193 @@
+"""nvh: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from harness import __version__, ui
+from harness.commands import doctor, guests, inventory, logs, testing
+from harness.errors import EXIT_INTERRUPTED, EXIT_USAGE, HarnessError
+
+_EPILOG = """\
+examples:
+  nvh test                                   every testcase on the default kernel
+  nvh test -k V3 --kernel ~/linux            one row of the catalogue on a kernel you built
+  nvh run --kernel debian:6.1 -- uname -a    a command in a fresh guest
+  nvh shell --machine my-machine.toml        a shell in a fresh guest
+
+exit codes: 0 all passed, 1 a test failed, 2 usage, 125 the harness or the host could not test
+(git bisect run skips it), 130 interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run nvh; return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    words, rest = _split(words)
+    args = parser.parse_args(words)
+    if hasattr(args, "pytest_args"):
+        args.pytest_args = rest
+    elif hasattr(args, "command_words"):
+        args.command = rest
+    elif rest:
+        parser.error(f"{args.name} takes nothing after --")
+    # SIGTERM ends a run as Ctrl-C does: every context manager is left, every guest ended.
+    signal.signal(signal.SIGTERM, _terminate)
+    action: Callable[[argparse.Namespace], int] = args.action
+    try:
+        return action(args)
+    except HarnessError as error:
+        return ui.complain(error)
+    except KeyboardInterrupt:
+        ui.terminal.print("nvh: interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_USAGE
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nvh",
+        description="Boot a QEMU guest with emulated pmem, pin its DAX pages and judge the kernel.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"nvh {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    test = _command(commands, "test", "run testcases and say what the kernel does", testing.test)
+    test.usage = "nvh test [-h] [OPTIONS] [-- PYTEST ARGUMENTS]"
+    test.add_argument("-k", metavar="EXPR", help="only these: V3, 'V3 or L1', ext4, ...")
+    _guest_options(test)
+    test.add_argument("-n", metavar="N", help="run N guests at once (a number or auto)")
+    test.add_argument("--results", metavar="DIR", help="where results go (default: results/)")
+    test.add_argument("--list", action="store_true", help="show the testcases and run nothing")
+    test.set_defaults(pytest_args=[])
+
+    run = _command(commands, "run", "run a command in a fresh guest", guests.run)
+    run.usage = "nvh run [-h] [OPTIONS] -- COMMAND [ARGUMENT ...]"
+    _guest_options(run)
+    run.add_argument(
+        "--put", metavar="FILE[:PATH]", action="append", default=[], help="copy a file in first"
+    )
+    run.add_argument("--bare", action="store_true", help="make no namespaces, bind no device")
+    run.add_argument(
+        "--timeout", metavar="S", type=float, default=3600.0, help="seconds (default: an hour)"
+    )
+    run.set_defaults(command_words=True, command=[])
+
+    shell = _command(commands, "shell", "open a root shell in a fresh guest", guests.shell)
+    _guest_options(shell)
+    shell.add_argument("--bare", action="store_true", help="make no namespaces, bind no device")
+
+    check = _command(commands, "doctor", "say what this host can and cannot do", doctor.doctor)
+    _kernel_option(check)
+    _accel_option(check)
+
+    _machine(commands)
+    _image(commands)
+    _kernel(commands)
+
+    classify = _command(commands, "classify", "find kernel faults in console logs", logs.classify)
+    classify.add_argument("files", nargs="+", metavar="FILE", help="a log; - is standard input")
+    classify.add_argument("--json", action="store_true", help="one JSON object a file")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    action: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(action=action, name=name)
+    return parser
+
+
+def _guest_options(parser: argparse.ArgumentParser) -> None:
+    _kernel_option(parser)
+    _accel_option(parser)
+    parser.add_argument(
+        "--machine",
+        metavar="M",
+        default="default",
+        help="a machine's name (nvh machine list) or a .toml file",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be started and start nothing"
+    )
+
+
+def _kernel_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kernel",
+        metavar="K",
+        help="a bzImage, a built kernel tree, or debian:6.1 (default: the distribution's 6.12)",
+    )
+
+
+def _accel_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--accel",
+        choices=("auto", "kvm", "tcg"),
+        default="auto",
+        help="auto uses KVM if it proves to work (default)",
+    )
+
+
+def _machine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    machine = commands.add_parser("machine", help="show machines").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    _command(
+        machine, "list", "list the machines that come with the harness", inventory.machine_list
+    )
+    show = _command(machine, "show", "print a machine", inventory.machine_show)
+    show.add_argument("name", nargs="?", default="default", help="a name or a .toml file")
+    show.add_argument("--argv", action="store_true", help="print QEMU's arguments")
+    show.add_argument("--accel", choices=("kvm", "tcg"), default="tcg")
+
+
+def _image(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    image = commands.add_parser("image", help="list and clean what was built").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    _command(image, "list", "list what the store holds", inventory.image_list)
+    _command(image, "verify", "compare every image with its hashes", inventory.image_verify)
+    build = _command(image, "build", "build all that a boot needs", inventory.image_build)
+    _kernel_option(build)
+    remove = _command(image, "rm", "remove images", inventory.image_rm)
+    remove.add_argument("what", help="a kind, or the start of a key")
+    collect = _command(image, "gc", "remove the longest unused images", inventory.image_gc)
+    collect.add_argument("--limit", default="10G", metavar="SIZE", help="what may stay (10G)")
+
+
+def _kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    kernel = commands.add_parser("kernel", help="show and fetch kernels").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    _command(kernel, "list", "list the packaged kernels in the store", inventory.kernel_list)
+    show = _command(kernel, "show", "say what a kernel selector stands for", inventory.kernel_show)
+    show.add_argument("selector", nargs="?", help="as --kernel takes it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""nvh test: run testcases and say what the kernel does."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import paths, ui
+from harness.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNTESTABLE, UsageError
+from harness.lab import Lab, Options
+from harness.process import shell_line
+from harness.report.results import ResultsDir
+from harness.verdict.expectation import Catalogue
+
+TESTCASES = "testcases"
+
+
+def test(args: argparse.Namespace) -> int:
+    """Run the selected testcases; the exit code is the run's verdict."""
+    root = paths.source_tree()
+    if args.list:
+        return _list(root, args)
+    options = Options(kernel=args.kernel, accel=args.accel, machine=args.machine)
+    lab = Lab(options)
+    with ui.progress() as shown:
+        lab.say = shown.say
+        lab.machine  # noqa: B018 - a wrong machine file is told before anything is fetched
+        if args.dry_run:
+            print(shell_line(["pytest", *_arguments(root, args, root / "results" / "DRY-RUN")]))
+            return EXIT_OK
+        recipe = lab.recipe()
+    results = ResultsDir.create(Path(args.results) if args.results else root / "results")
+    logging.basicConfig(
+        filename=results.path / "harness.log",
+        level=logging.DEBUG,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    for noisy in ("paramiko", "qemu", "asyncio", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    print(
+        f"kernel {lab.kernel.release} ({lab.kernel.origin}), machine {recipe.machine.name}, "
+        f"{lab.accel.name} ({lab.accel.why})\nresults in {_shown(results.path)}",
+        flush=True,
+    )
+    os.chdir(root)
+    status = pytest.main(_arguments(root, args, results.path))
+    return _exit_code(int(status), results.path, args.k)
+
+
+def _arguments(root: Path, args: argparse.Namespace, results: Path) -> list[str]:
+    chosen = [
+        str(root / TESTCASES),
+        f"--rootdir={root}",
+        *["-p", "no:cacheprovider"],
+        "-q",
+        "--no-header",
+        "--tb=short",
+        f"--nvh-results={results}",
+        f"--nvh-accel={args.accel}",
+        f"--nvh-machine={args.machine}",
+    ]
+    if args.kernel:
+        chosen.append(f"--nvh-kernel={args.kernel}")
+    if args.k:
+        chosen += ["-k", args.k]
+    if args.n:
+        chosen += ["-n", str(args.n)]
+    return [*chosen, *args.pytest_args]
+
+
+def _exit_code(status: int, results: Path, selected: str | None) -> int:
+    from harness.pytest_plugin import verdict_of  # noqa: PLC0415 - loaded by pytest before
+
+    if status == pytest.ExitCode.INTERRUPTED:
+        return EXIT_INTERRUPTED
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise UsageError(f"no test matches {selected!r}", hint="nvh test --list shows them")
+    if status == pytest.ExitCode.USAGE_ERROR:
+        return int(pytest.ExitCode.USAGE_ERROR.value) and 2
+    if status == pytest.ExitCode.INTERNAL_ERROR:
+        return EXIT_UNTESTABLE
+    return verdict_of(results)
+
+
+def _list(root: Path, args: argparse.Namespace) -> int:
+    catalogue = Catalogue.load(root / TESTCASES / "catalogue")
+    for row in sorted(catalogue, key=lambda row: (row.id[0], int(row.id[1:]))):
+        print(f"{row.id:4} {row.title}")
+        print(f"     source: {'; '.join(row.source)}")
+        if row.needs:
+            print(f"     needs:  {'; '.join(row.needs)}")
+    if args.k:
+        sys.stdout.flush()
+    return EXIT_OK
+
+
+def _shown(path: Path) -> str:
+    """Return a path as the user would type it from here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,244 @@
+"""A guest booted cold and made ready."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import process
+from harness.errors import GuestHung, HostError
+from harness.guest import provision
+from harness.guest.guest import Guest
+from harness.guest.keys import Identity
+from harness.guest.ssh import Result, Ssh
+from harness.images.guest import GuestImages
+from harness.images.initramfs import run_segment
+from harness.qemu import argv
+from harness.qemu.argv import GUEST_ADDRESS, GUEST_GATEWAY, Boot, Wiring
+from harness.qemu.vm import Vm, launched
+from harness.rundir import rundir
+from harness.spec import Machine
+
+log = logging.getLogger(__name__)
+
+#: How long a boot may take to the SSH server's start, in seconds, before TCG's factor: stock
+#: kernels need 2 s under KVM and 8 s under TCG on an idle host.
+BOOT_DEADLINE = 60.0
+
+_READY = re.compile(rb"nvh-init: ready")
+
+#: Modules that the devices of every machine need; kernels that have them built in skip them.
+MODULES = (
+    "pvpanic-mmio",
+    "virtio_net",
+    "virtio_rng",
+    "nfit",
+    "nd_pmem",
+    "nd_btt",
+    "dax_pmem",
+    "device_dax",
+    "vfio_iommu_type1",
+    "vfio_pci",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a boot depends on."""
+
+    machine: Machine
+    images: GuestImages
+    accel: str
+    qemu: str
+    workloads: Path
+    append: tuple[str, ...] = ()
+
+    def argv(
+        self, *, initramfs: Path, nvdimms: dict[str, Path], wiring: Wiring | None
+    ) -> list[str]:
+        """Return QEMU's argument vector."""
+        boot = Boot(
+            kernel=self.images.kernel.image,
+            initramfs=initramfs,
+            root=self.images.root,
+            modules=self.images.modules,
+            nvdimms=nvdimms,
+            append=self.append,
+        )
+        return argv.build(self.machine, boot, accel=self.accel, qemu=self.qemu, wiring=wiring)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where a boot's time went, in seconds from the start of QEMU."""
+
+    ready: float  # the SSH server listens
+    ssh: float  # the first SSH command answered
+    provisioned: float
+
+
+@contextlib.contextmanager
+def booted(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    provisioned: bool = True,
+    grace: float = 1.0,
+    say: Callable[[str], None] = log.info,
+) -> Iterator[Guest]:
+    """Boot a guest for as long as the block lasts.
+
+    ``folder`` takes console.log, qemu.stderr and qemu.sh.  Raises LaunchError (QEMU refuses),
+    GuestPanic, GuestReset, GuestHung (no SSH server in time) or GuestLost (not as asked for).
+    """
+    with contextlib.ExitStack() as stack:
+        private = stack.enter_context(rundir())
+        identity = Identity.generate()
+        initramfs = private / "initramfs"
+        nvdimms = prepare_nvdimms(recipe.machine, private)
+        write_initramfs(recipe, identity, initramfs)
+        write_script(recipe, nvdimms, folder / "qemu.sh")
+        begun = time.monotonic()
+        vm = stack.enter_context(
+            launched(
+                lambda wiring: recipe.argv(initramfs=initramfs, nvdimms=nvdimms, wiring=wiring),
+                folder=folder,
+                grace=grace,
+            )
+        )
+        say(f"booting {recipe.images.kernel.release} on machine {recipe.machine.name}")
+        guest = connect(recipe, vm, identity)
+        stack.callback(guest.ssh.close)
+        ready = time.monotonic() - begun
+        guest.ssh.connect(30.0 * guest.scale)
+        guest.run("true")
+        answered = time.monotonic() - begun
+        if provisioned:
+            make_ready(guest)
+        guest.facts["boot_seconds"] = round(answered, 2)
+        guest.facts["ready_seconds"] = round(ready, 2)
+        guest.facts["provisioned_seconds"] = round(time.monotonic() - begun, 2)
+        yield guest
+
+
+def connect(recipe: Recipe, vm: Vm, identity: Identity) -> Guest:
+    """Wait until the guest's SSH server listens; return the guest, not yet logged in."""
+    scale = 3.0 if recipe.accel == "tcg" else 1.0
+    if vm.console.wait(_READY, timeout=BOOT_DEADLINE * scale, check=vm.check) is None:
+        said = [line for line in vm.console.text().splitlines() if line.strip()]
+        raise GuestHung(
+            f"the guest did not boot within {BOOT_DEADLINE * scale:.0f} s; its last line: "
+            + (said[-1][:200] if said else "none, not even the kernel's first"),
+            hint="see console.log",
+        )
+    ssh = Ssh(vm.forwarded_port(), identity, check=vm.check)
+    return Guest(
+        machine=recipe.machine,
+        accel=recipe.accel,
+        vm=vm,
+        ssh=ssh,
+        workloads=recipe.workloads,
+        facts={},
+    )
+
+
+def make_ready(guest: Guest) -> None:
+    """Make namespaces, bind devices, and note what was proven."""
+
+    def run(command: str, *, timeout: float = 30.0, check: bool = True) -> Result:
+        return guest.run(command, timeout=timeout, check=check)
+
+    release = run("uname -r").stdout.strip()
+    guest.facts["release"] = release
+    guest.facts.update(provision.iommu_facts(guest.machine, run))
+    guest.namespaces = provision.create_namespaces(guest.machine, run)
+    guest.vfio_devices = provision.bind_vfio(guest.machine, guest.vm, run)
+    guest.facts["namespaces"] = {
+        name: f"{space.mode} {space.device} align {space.align} size {space.size}"
+        for name, space in guest.namespaces.items()
+    }
+    guest.facts["vfio"] = {
+        name: f"{device.id} {device.address} group {device.group} {device.iommu}"
+        for name, device in guest.vfio_devices.items()
+    }
+
+
+def prepare_nvdimms(machine: Machine, folder: Path) -> dict[str, Path]:
+    """Make the sparse files behind the NVDIMMs; those with a path of their own are checked."""
+    files = {}
+    for dimm in machine.nvdimms:
+        path = dimm.path or folder / f"{dimm.name}.nvdimm"
+        try:
+            if dimm.path is None:
+                with path.open("xb") as file:
+                    file.truncate(dimm.size)
+            elif not path.exists():
+                raise HostError(f"{path} behind NVDIMM {dimm.name} does not exist")
+            elif path.is_file() and path.stat().st_size < dimm.size:
+                raise HostError(
+                    f"{path} behind NVDIMM {dimm.name} is smaller than {dimm.size} bytes",
+                    hint=f"truncate -s {dimm.size} {path}",
+                )
+            elif not os.access(path, os.R_OK | os.W_OK):
+                raise HostError(f"{path} behind NVDIMM {dimm.name} cannot be read and written")
+        except OSError as error:
+            raise HostError(f"{path}: {error.strerror}") from error
+        files[dimm.name] = path
+    return files
+
+
+def write_initramfs(recipe: Recipe, identity: Identity, target: Path) -> None:
+    """Append the run's own keys and settings to the initramfs."""
+    settings = {
+        "NVH_ADDR": GUEST_ADDRESS,
+        "NVH_GATEWAY": GUEST_GATEWAY,
+        "NVH_MODULES": " ".join(MODULES),
+    }
+    segment = run_segment(
+        {
+            "authorized_keys": identity.client_public.encode(),
+            "ssh_host_ed25519_key": identity.host_private.encode(),
+            "ssh_host_ed25519_key.pub": identity.host_public.encode(),
+            "boot.env": "".join(f'{key}="{value}"\n' for key, value in settings.items()).encode(),
+        }
+    )
+    try:
+        with target.open("wb") as out:
+            out.write(recipe.images.initramfs.read_bytes())
+            out.write(segment)
+    except OSError as error:
+        raise HostError(f"{target}: {error.strerror}") from error
+
+
+def write_script(recipe: Recipe, nvdimms: dict[str, Path], script: Path) -> None:
+    """Write QEMU's argument vector as a script that boots the same guest on a terminal."""
+    own = {
+        name: Path("/tmp") / f"nvh-{name}.nvdimm" if path.suffix == ".nvdimm" else path  # noqa: S108
+        for name, path in nvdimms.items()
+    }
+    vector = recipe.argv(initramfs=recipe.images.initramfs, nvdimms=own, wiring=None)
+    made = [
+        f"truncate -s {dimm.size} {own[dimm.name]}\n"
+        for dimm in recipe.machine.nvdimms
+        if dimm.path is None
+    ]
+    script.write_text(
+        "#!/bin/sh\n# Boots the guest of this run, with its console on the terminal "
+        "(Ctrl-A X ends it).\n" + "".join(made) + "exec " + _lines(vector) + "\n"
+    )
+    script.chmod(0o755)
+
+
+def _lines(vector: Sequence[str]) -> str:
+    """Return a shell command with one option a line."""
+    text = ""
+    for index, word in enumerate(vector):
+        quoted = process.shell_line([word])
+        text += quoted if index == 0 else (" \\\n    " if word.startswith("-") else " ") + quoted
+    return text

@@ -1,0 +1,232 @@
+"""A booted and provisioned guest, as testcases and the command line use it."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import GuestHung, GuestLost, HarnessError, UsageError, WorkloadError
+from harness.guest import ktap
+from harness.guest.ktap import WorkloadResult
+from harness.guest.provision import NamespaceInfo, VfioInfo
+from harness.guest.serial_shell import SerialShell
+from harness.guest.ssh import CommandTimeout, Result, Ssh
+from harness.qemu.vm import Vm
+from harness.spec import Machine
+
+#: Where workloads live in the guest.
+WORKLOADS = "/opt/nvh"
+#: STATX_ATTR_DAX (include/uapi/linux/stat.h, kernel v5.8).
+STATX_ATTR_DAX = 0x0020_0000
+
+_STACKS = (
+    "for t in /proc/[0-9]*/task/[0-9]*; do s=$(cut -d')' -f2 $t/stat 2>/dev/null | cut -c2); "
+    'case "$s" in D) ;; *) grep -q break_layout $t/stack 2>/dev/null || continue;; esac; '
+    'echo "$t $(cat $t/comm) state $s wchan $(cat $t/wchan)"; cat $t/stack; done'
+)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A file system mounted in the guest, and what proves that it is DAX."""
+
+    namespace: NamespaceInfo
+    fstype: str
+    dax: str
+    path: str
+    options: str  # as /proc/mounts shows them
+    attributes: int  # stx_attributes of a fresh regular file on it
+
+    @property
+    def is_dax(self) -> bool:
+        """Whether a fresh regular file on it is a DAX file."""
+        return bool(self.attributes & STATX_ATTR_DAX)
+
+
+class Guest:
+    """One running guest."""
+
+    def __init__(
+        self,
+        *,
+        machine: Machine,
+        accel: str,
+        vm: Vm,
+        ssh: Ssh,
+        workloads: Path,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.machine = machine
+        self.accel = accel
+        self.vm = vm
+        self.ssh = ssh
+        #: What was proven about this guest when it was made ready.
+        self.facts: dict[str, Any] = dict(facts)
+        self.namespaces: dict[str, NamespaceInfo] = {}
+        self.vfio_devices: dict[str, VfioInfo] = {}
+        self._workloads = workloads
+        self._copied: set[str] = set()
+        self._serial: SerialShell | None = None
+        #: What broke the guest for good; it is not used again.
+        self.broken: HarnessError | None = None
+
+    @property
+    def scale(self) -> float:
+        """By how much deadlines stretch: TCG runs guest code some ten times slower than KVM."""
+        return 3.0 if self.accel == "tcg" else 1.0
+
+    def run(self, command: str, *, timeout: float = 30.0, check: bool = True) -> Result:
+        """Run a shell command as root.
+
+        ``timeout`` is in seconds, stretched under TCG.  With ``check``, a status other than 0
+        raises WorkloadError.  A guest that dies or hangs meanwhile raises what happened to it.
+        """
+        try:
+            done = self.ssh.run(command, timeout=timeout * self.scale)
+        except GuestLost as error:
+            self.broken = error
+            raise
+        if check and done.status != 0:
+            words = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
+            raise WorkloadError(f"{command!r} ended with status {done.status}: {words[-1]}")
+        return done
+
+    def workload(self, name: str, *options: str, timeout: float = 60.0) -> WorkloadResult:
+        """Run a workload and return what it observed; it is copied in when it is first used.
+
+        Raises WorkloadError when it was started wrongly or did not speak KTAP to its end, and
+        CommandTimeout, with the stacks of whoever is stuck, when it does not end.
+        """
+        self.install(name)
+        command = shlex.join([f"{WORKLOADS}/{name}", *options])
+        try:
+            done = self.run(command, timeout=timeout, check=False)
+        except CommandTimeout as error:
+            raise CommandTimeout(error.message, hint=self.stuck()) from error
+        return ktap.parse(
+            shlex.join([name, *options]), done.status, done.stdout, done.stderr, done.seconds
+        )
+
+    def install(self, name: str) -> None:
+        """Copy a workload into the guest unless it is there already."""
+        if name in self._copied:
+            return
+        binary = self._workloads / name
+        if not binary.is_file():
+            raise WorkloadError(
+                f"no workload {name} in {self._workloads}", hint="run make workloads"
+            )
+        self.ssh.put(binary, f"{WORKLOADS}/{name}")
+        self._copied.add(name)
+
+    def namespace(self, name: str) -> NamespaceInfo:
+        """Return the namespace on an NVDIMM of the machine file."""
+        try:
+            return self.namespaces[name]
+        except KeyError:
+            self.machine.nvdimm(name)
+            raise UsageError(
+                f"NVDIMM {name} of machine {self.machine.name} has no namespace"
+            ) from None
+
+    def vfio(self, name: str) -> VfioInfo:
+        """Return a device that is bound to vfio-pci."""
+        try:
+            return self.vfio_devices[name]
+        except KeyError:
+            raise UsageError(
+                f"machine {self.machine.name} has no vfio device {name!r}",
+                hint="add a [[pci]] table with vfio = true",
+            ) from None
+
+    @contextlib.contextmanager
+    def mounted(
+        self,
+        namespace: NamespaceInfo,
+        fstype: str,
+        *,
+        dax: str | None = "always",
+        mkfs: Sequence[str] = (),
+    ) -> Iterator[Mount]:
+        """Make a file system, mount it and say what it is; it is unmounted after the block.
+
+        ``dax`` is the mount option's value (always, never, inode), None for no option.  Whether
+        the mount really is DAX is told by ``is_dax`` from statx(2) on a fresh file: ext4 and xfs
+        mount with a mere warning, or fall back, where DAX is not to be had.
+        """
+        path = f"/mnt/{namespace.name}"
+        force = {"ext4": "-qF", "xfs": "-qf"}.get(fstype, "")
+        options = f"-o dax={dax}" if dax else ""
+        device = namespace.device
+        probe = f"{path}/.nvh-probe"
+        done = self.run(
+            f"mkdir -p {path} && modprobe -q {fstype}; "
+            f"mkfs.{fstype} {force} {shlex.join(mkfs)} {device} && "
+            f"mount -t {fstype} {options} {device} {path} && "
+            f"echo x > {probe} && xfs_io -r -c 'statx -r' {probe} && "
+            f"grep ' {path} ' /proc/mounts && rm {probe}",
+            timeout=60.0,
+        )
+        attributes, shown = 0, ""
+        for line in done.stdout.splitlines():
+            if line.startswith("stat.attributes = "):
+                attributes = int(line.split("=")[1], 0)
+            elif f" {path} " in line:
+                shown = line.split()[3]
+        mount = Mount(namespace, fstype, dax or "", path, shown, attributes)
+        try:
+            yield mount
+        finally:
+            if self.broken is None:
+                # Not lazily: a mount that cannot be undone is worth knowing about.
+                with contextlib.suppress(WorkloadError):
+                    self.run(f"umount {path}", timeout=30.0)
+
+    def stuck(self) -> str:
+        """Return state, wchan and stack of the tasks that wait, and have sysrq-w in dmesg."""
+        command = f"echo w > /proc/sysrq-trigger; {_STACKS}"
+        try:
+            return self.ssh.run(command, timeout=10.0 * self.scale).stdout or "no task waits"
+        except HarnessError:
+            with contextlib.suppress(HarnessError):
+                return self.serial.run(command, timeout=10.0 * self.scale)[1]
+        return "the guest does not answer"
+
+    @property
+    def serial(self) -> SerialShell:
+        """The root shell on the second serial line."""
+        if self._serial is None:
+            self._serial = SerialShell(self.vm.shell)
+        return self._serial
+
+    def mark(self, text: str) -> str:
+        """Write a line of our own into the kernel's log and return its unique token.
+
+        WARN_ON_ONCE fires once a boot: what an earlier test has spent is armed again.
+        """
+        token = secrets.token_hex(8)
+        safe = "".join(c for c in text if c.isalnum() or c in "-_.:[]/ ")[:120]
+        self.run(
+            f"echo {shlex.quote(f'nvh: {safe} {token}')} > /dev/kmsg; "
+            "echo 1 > /sys/kernel/debug/clear_warn_once 2>/dev/null; true",
+            timeout=20.0,
+        )
+        return token
+
+    def dmesg(self, since: str | None = None) -> str:
+        """Return the kernel's log, from a mark on; through the serial shell where SSH is dead."""
+        try:
+            text = self.ssh.run("dmesg", timeout=20.0 * self.scale).stdout
+        except HarnessError:
+            try:
+                text = self.serial.run("dmesg", timeout=20.0 * self.scale)[1]
+            except GuestHung:
+                text = self.vm.console.text()
+        if since is None or since not in text:
+            return text
+        return text[text.index("\n", text.index(since)) + 1 :] if "\n" in text else ""

@@ -1,0 +1,82 @@
+"""What a workload said: KTAP lines and one line of JSON facts (docs.kernel.org/dev-tools/ktap)."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import WorkloadError
+
+_STEP = re.compile(
+    r"(not )?ok (\d+)(?: -)?\s*(.*?)(?:\s*# (SKIP|TODO|XFAIL|TIMEOUT|ERROR)\b\s*(.*))?"
+)
+_PLAN = re.compile(r"1\.\.(\d+)")
+_FACTS = "# facts "
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a workload's result."""
+
+    ok: bool
+    name: str
+    directive: str | None  # SKIP and the like
+    reason: str
+
+
+@dataclass(frozen=True)
+class WorkloadResult:
+    """A workload that ran to its end."""
+
+    command: str
+    status: int
+    steps: tuple[Step, ...]
+    facts: dict[str, Any]
+    output: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every step was taken as asked; no word about the kernel yet."""
+        return self.status == 0 and all(step.ok for step in self.steps)
+
+    @property
+    def failed(self) -> str:
+        """Name the steps that could not be taken."""
+        return "; ".join(step.name for step in self.steps if not step.ok)
+
+
+def parse(command: str, status: int, output: str, stderr: str, seconds: float) -> WorkloadResult:
+    """Read a workload's output; WorkloadError when it was started wrongly or cut short."""
+    steps: list[Step] = []
+    facts: dict[str, Any] = {}
+    planned: int | None = None
+    for raw in output.splitlines():
+        line = raw.rstrip()
+        if line.startswith("Bail out!"):
+            raise WorkloadError(f"{command}: {line.removeprefix('Bail out!').strip()}")
+        if match := _STEP.fullmatch(line):
+            steps.append(Step(not match[1], match[3], match[4], match[5] or ""))
+        elif match := _PLAN.fullmatch(line):
+            planned = int(match[1])
+        elif line.startswith(_FACTS):
+            facts = _facts(command, line.removeprefix(_FACTS))
+    if planned is None:
+        words = stderr.strip().splitlines() or output.strip().splitlines() or ["it said nothing"]
+        how = f"signal {status - 128}" if status > 128 else f"status {status}"
+        raise WorkloadError(f"{command}: no KTAP plan; it ended with {how}: {words[-1]}")
+    if planned != len(steps):
+        raise WorkloadError(f"{command}: {planned} steps planned and {len(steps)} reported")
+    return WorkloadResult(command, status, tuple(steps), facts, output, seconds)
+
+
+def _facts(command: str, text: str) -> dict[str, Any]:
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WorkloadError(f"{command}: its facts are no JSON: {text[:200]}") from error
+    if not isinstance(facts, dict):
+        raise WorkloadError(f"{command}: its facts are no JSON object")
+    return facts

@@ -1,0 +1,228 @@
+"""A booted guest made ready: namespaces with ndctl, devices on vfio-pci, each proven."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from harness.errors import GuestLost
+from harness.guest.ssh import Result
+from harness.qemu.vm import Vm
+from harness.spec import Machine, Nvdimm
+
+#: ndctl's time for one namespace under TCG is 1 to 3 s; this is for a loaded host.
+NDCTL_TIMEOUT = 120.0
+
+
+class Runner(Protocol):
+    """Runs a command in the guest; with ``check`` a status other than 0 raises GuestLost."""
+
+    def __call__(self, command: str, *, timeout: float = ..., check: bool = ...) -> Result:
+        """Run it."""
+        ...
+
+
+@dataclass(frozen=True)
+class NamespaceInfo:
+    """A namespace as the guest has it."""
+
+    name: str  # of the NVDIMM in the machine file
+    dev: str  # namespace0.0
+    region: str
+    mode: str
+    device: str  # /dev/pmem0, /dev/dax1.0
+    align: int  # bytes; 0 where the mode has none
+    size: int  # usable, in bytes
+
+
+@dataclass(frozen=True)
+class VfioInfo:
+    """A PCI device bound to vfio-pci."""
+
+    name: str
+    address: str
+    id: str  # vendor:device
+    group: int
+    iommu: str  # dmar0, ivhd0 ...: the IOMMU that translates for it
+    driver: str
+
+
+def create_namespaces(machine: Machine, run: Runner) -> dict[str, NamespaceInfo]:
+    """Make the machine's namespaces with ndctl and return them by NVDIMM name.
+
+    Raises GuestLost, with ndctl's words, when one cannot be made or is not as it was asked for.
+    """
+    if not any(dimm.namespace for dimm in machine.nvdimms):
+        return {}
+    regions = _regions(machine, run)
+    made = {}
+    for dimm in machine.nvdimms:
+        if dimm.namespace is None:
+            continue
+        region = regions.get(dimm.name)
+        if region is None:
+            raise GuestLost(
+                f"the guest has no region for NVDIMM {dimm.name}",
+                hint="set CONFIG_ACPI_NFIT=y CONFIG_LIBNVDIMM=y CONFIG_BLK_DEV_PMEM=y",
+            )
+        made[dimm.name] = _create(dimm, region, run)
+    return made
+
+
+def _regions(machine: Machine, run: Runner) -> dict[str, dict[str, Any]]:
+    """Find each NVDIMM's region: by the NFIT handle, which counts NVDIMMs from 1 (QEMU 7.2,
+    nvdimm_slot_to_handle); a virtio-pmem region has no DIMM and is found by its size.
+    """
+    listed = _json(run("ndctl list -R -D -N -i").stdout)
+    handles = {dimm["dev"]: int(dimm["handle"]) for dimm in listed.get("dimms", [])}
+    regions: dict[str, dict[str, Any]] = {}
+    plain = []
+    by_handle = {}
+    for region in listed.get("regions", []):
+        mapped = [
+            handles[entry["dimm"]]
+            for entry in region.get("mappings", [])
+            if entry["dimm"] in handles
+        ]
+        if mapped:
+            by_handle[mapped[0]] = region
+        else:
+            plain.append(region)
+    number = 0
+    for dimm in machine.nvdimms:
+        if dimm.kind == "nvdimm":
+            number += 1
+            if number in by_handle:
+                regions[dimm.name] = by_handle[number]
+        else:
+            match = next((region for region in plain if region["size"] == dimm.usable), None)
+            if match is not None:
+                plain.remove(match)
+                regions[dimm.name] = match
+    return regions
+
+
+def _create(dimm: Nvdimm, region: dict[str, Any], run: Runner) -> NamespaceInfo:
+    wanted = dimm.namespace
+    assert wanted is not None
+    existing = [entry["dev"] for entry in region.get("namespaces", []) if entry.get("size", 0) > 0]
+    command = f"ndctl create-namespace -f -m {wanted.mode}"
+    # A DIMM fresh from QEMU carries one raw namespace over the whole region: it is converted.
+    command += f" -e {existing[0]}" if existing else f" -r {region['dev']}"
+    if wanted.mode in ("fsdax", "devdax"):
+        command += f" -a {wanted.align} -M {wanted.map}"
+    done = run(command, timeout=NDCTL_TIMEOUT, check=False)
+    if done.status != 0:
+        words = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        raise GuestLost(f"ndctl could not make the namespace of {dimm.name}: {words[0].strip()}")
+    info = _json(done.stdout)
+    chardev = info.get("daxregion", {}).get("devices", [{}])[0].get("chardev")
+    device = info.get("blockdev") or chardev
+    if not device or info.get("mode") != wanted.mode:
+        raise GuestLost(f"ndctl made {info.get('mode')} of {dimm.name} instead of {wanted.mode}")
+    return NamespaceInfo(
+        name=dimm.name,
+        dev=str(info["dev"]),
+        region=str(region["dev"]),
+        mode=wanted.mode,
+        device=f"/dev/{device}",
+        align=int(info.get("align", 0)),
+        size=int(info.get("daxregion", info).get("size", info.get("size", 0))),
+    )
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise GuestLost(f"ndctl did not answer in JSON: {text[:200].strip()}") from error
+    return data if isinstance(data, dict) else {"list": data}
+
+
+def pci_addresses(vm: Vm) -> dict[str, str]:
+    """Return the guest's PCI address of each named device, as the firmware has set it."""
+    found = {}
+
+    def walk(devices: Sequence[dict[str, Any]]) -> None:
+        for device in devices:
+            address = f"0000:{device['bus']:02x}:{device['slot']:02x}.{device['function']}"
+            if device.get("qdev_id"):
+                found[str(device["qdev_id"])] = address
+            walk(device.get("pci_bridge", {}).get("devices", []))
+
+    for bus in vm.qmp.execute("query-pci"):
+        walk(bus["devices"])
+    return found
+
+
+_BIND = """
+set -e
+d=/sys/bus/pci/devices/{address}
+[ -e $d ] || {{ echo "no PCI device {address}" >&2; exit 1; }}
+modprobe vfio-pci 2>/dev/null || modprobe vfio_pci
+echo vfio-pci > $d/driver_override
+[ ! -e $d/driver ] || echo {address} > $d/driver/unbind
+echo {address} > /sys/bus/pci/drivers_probe
+echo "driver $(basename $(readlink $d/driver))"
+echo "id $(sed s/0x// $d/vendor):$(sed s/0x// $d/device)"
+echo "group $(basename $(readlink $d/iommu_group))"
+echo "iommu $(basename $(readlink $d/iommu))"
+ls -l /dev/vfio/$(basename $(readlink $d/iommu_group)) >/dev/null
+echo "members $(ls $d/iommu_group/devices | wc -l)"
+"""
+
+
+def bind_vfio(machine: Machine, vm: Vm, run: Runner) -> dict[str, VfioInfo]:
+    """Bind the machine's vfio devices to vfio-pci and prove that an IOMMU stands before them."""
+    wanted = [device for device in machine.pci if device.vfio]
+    if not wanted:
+        return {}
+    addresses = pci_addresses(vm)
+    bound = {}
+    for device in wanted:
+        address = addresses[device.name]
+        done = run(_BIND.format(address=address), timeout=60.0, check=False)
+        seen = dict(re.findall(r"^(\w+) (\S+)$", done.stdout, re.MULTILINE))
+        if done.status != 0 or seen.get("driver") != "vfio-pci":
+            words = done.stderr.strip().splitlines() or ["its driver is not vfio-pci"]
+            raise GuestLost(
+                f"{device.name} ({address}) cannot be bound to vfio-pci: {words[-1]}",
+                hint="set CONFIG_VFIO_PCI=m CONFIG_VFIO_IOMMU_TYPE1=m and the vIOMMU's driver",
+            )
+        if device.id is not None and seen["id"] != device.id:
+            raise GuestLost(f"{device.name} is {seen['id']} in the guest and not {device.id}")
+        if not seen.get("group", "").isdigit() or "iommu" not in seen:
+            raise GuestLost(
+                f"{device.name} ({address}) does not sit behind an IOMMU",
+                hint="set CONFIG_INTEL_IOMMU=y and boot with intel_iommu=on",
+            )
+        bound[device.name] = VfioInfo(
+            device.name, address, seen["id"], int(seen["group"]), seen["iommu"], seen["driver"]
+        )
+    return bound
+
+
+_IOMMU = {
+    "intel": ("dmar", r"DMAR: Intel\(R\) Virtualization Technology for Directed I/O"),
+    "amd": ("ivhd", r"AMD-Vi: "),
+    "virtio": ("virtio", r"virtio_iommu"),
+}
+
+
+def iommu_facts(machine: Machine, run: Runner) -> dict[str, str]:
+    """Return the vIOMMU's state as facts; GuestLost when the kernel does not use it."""
+    if machine.iommu == "none":
+        return {"iommu": "none"}
+    prefix, line = _IOMMU[machine.iommu]
+    units = run("ls /sys/class/iommu 2>/dev/null || true").stdout.split()
+    words = run(f"dmesg | grep -E -m1 '{line}' || true").stdout.strip()
+    if not any(unit.startswith(prefix) for unit in units):
+        raise GuestLost(
+            f"the guest's kernel does not use its {machine.iommu} IOMMU",
+            hint="set CONFIG_INTEL_IOMMU=y (or AMD_IOMMU, VIRTIO_IOMMU) in the kernel",
+        )
+    remap = run("dmesg | grep -m1 -o 'Enabled IRQ remapping in .* mode' || true").stdout.strip()
+    return {"iommu": " ".join(units), "iommu_line": words, "irq_remapping": remap or "no"}

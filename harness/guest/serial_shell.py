@@ -1,0 +1,38 @@
+"""The root shell on the guest's second serial line: the way in when SSH is not."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import socket
+
+import pexpect
+from pexpect.socket_pexpect import SocketSpawn
+
+from harness.errors import GuestHung
+
+
+class SerialShell:
+    """Runs commands through pexpect; slow, but it needs neither network nor SSH server."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._spawn = SocketSpawn(connection, maxread=1 << 16)
+
+    def run(self, command: str, *, timeout: float) -> tuple[int, str]:
+        """Return a command's status and output; GuestHung after ``timeout`` seconds."""
+        token = secrets.token_hex(4)
+        # The token is spelt in two halves, so that an echo of the line does not match it.
+        spelt = f"{token[:4]}''{token[4:]}"
+        line = f"echo {spelt}; {{ {command}\n}} 2>&1; echo {spelt} $?"
+        try:
+            self._spawn.sendline(line)
+            self._spawn.expect(rf"{token}\r*\n".encode(), timeout=timeout)
+            self._spawn.expect(rf"{token} (\d+)\r*\n".encode(), timeout=timeout)
+        except (pexpect.TIMEOUT, pexpect.EOF, OSError) as error:
+            raise GuestHung(
+                f"the serial shell did not end within {timeout:.0f} s: {command}"
+            ) from error
+        match, before = self._spawn.match, self._spawn.before
+        assert isinstance(match, re.Match)
+        assert isinstance(before, bytes)
+        return int(match[1]), before.decode(errors="replace").replace("\r", "")

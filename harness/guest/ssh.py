@@ -1,0 +1,220 @@
+"""Commands in the guest over SSH, with deadlines that hold whatever the guest does."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import shlex
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fabric
+import paramiko
+
+from harness.errors import GuestHung, GuestLost
+from harness.guest.keys import Identity
+
+#: What is kept of each of a command's output streams, in bytes; the rest is read and dropped.
+OUTPUT_LIMIT = 4 << 20
+
+
+class CommandTimeout(GuestHung):
+    """A command in the guest did not end within its deadline."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A command that ended in the guest."""
+
+    command: str
+    status: int  # 128 + N when signal N ended it
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+class _Capture:
+    """One output stream, bounded."""
+
+    def __init__(self, sink: Callable[[bytes], None] | None) -> None:
+        self.data = bytearray()
+        self._sink = sink
+
+    def take(self, chunk: bytes) -> None:
+        if self._sink is not None:
+            self._sink(chunk)
+        self.data += chunk[: max(0, OUTPUT_LIMIT - len(self.data))]
+
+    def text(self) -> str:
+        return self.data.decode(errors="replace")
+
+
+class Ssh:
+    """A connection to one guest and to no other."""
+
+    def __init__(self, port: int, identity: Identity, *, check: Callable[[], None]) -> None:
+        self.port = port
+        self._identity = identity
+        self._check = check
+        self._connection: fabric.Connection | None = None
+
+    def connect(self, timeout: float) -> None:
+        """Log in.  GuestLost: refused, another host key, or no answer within ``timeout`` seconds.
+
+        QEMU accepts the forwarded connection itself and only then tries the guest, so a refusal
+        in the guest shows as an end of file during the banner.
+        """
+        connection = fabric.Connection(
+            "127.0.0.1",
+            user="root",
+            port=self.port,
+            config=fabric.Config(overrides={"load_ssh_configs": False}),
+            connect_timeout=timeout,
+            connect_kwargs={
+                "pkey": self._identity.client_key,
+                "look_for_keys": False,
+                "allow_agent": False,
+                "banner_timeout": timeout,
+                "auth_timeout": timeout,
+            },
+        )
+        client: paramiko.SSHClient = connection.client
+        client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        client.get_host_keys().clear()
+        client.get_host_keys().add(
+            f"[127.0.0.1]:{self.port}", "ssh-ed25519", self._identity.host_key
+        )
+        try:
+            connection.open()
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            with contextlib.suppress(Exception):
+                connection.close()
+            self._check()
+            raise GuestLost(f"SSH to the guest fails: {error or type(error).__name__}") from error
+        self._connection = connection
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session that has not been lost."""
+        return self._connection is not None and bool(self._connection.is_connected)
+
+    def run(
+        self,
+        command: str,
+        *,
+        timeout: float,
+        stdin: bytes | None = None,
+        on_stdout: Callable[[bytes], None] | None = None,
+        on_stderr: Callable[[bytes], None] | None = None,
+    ) -> Result:
+        """Run a shell command and wait for its end.
+
+        Raises CommandTimeout after ``timeout`` seconds, GuestLost when the connection breaks,
+        and whatever the guest's watcher says when the guest dies meanwhile.
+        """
+        begun = time.monotonic()
+        out, err = _Capture(on_stdout), _Capture(on_stderr)
+        try:
+            channel = self._open(timeout)
+            with contextlib.closing(channel):
+                channel.exec_command(command)
+                if stdin is not None:
+                    channel.settimeout(timeout)
+                    channel.sendall(stdin)
+                    channel.shutdown_write()
+                self._drain(channel, out, err, begun + timeout)
+                status = self._status(channel, begun + timeout)
+        except TimeoutError as error:
+            self._check()
+            said = out.text()[-200:].strip()
+            raise CommandTimeout(
+                f"no end after {timeout:.0f} s: {command}" + (f" (it said: {said})" if said else "")
+            ) from error
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            self._died()
+            raise GuestLost(f"SSH broke during: {command} ({error})") from error
+        if status < 0:  # the connection closed without a status
+            self._died()
+            status = 255
+        return Result(command, status, out.text(), err.text(), time.monotonic() - begun)
+
+    def _open(self, timeout: float) -> paramiko.Channel:
+        transport: paramiko.Transport | None = (
+            None if self._connection is None else self._connection.transport
+        )
+        if transport is None or not transport.is_active():
+            raise EOFError("not connected")
+        return transport.open_session(timeout=max(timeout, 1.0))
+
+    def _drain(
+        self, channel: paramiko.Channel, out: _Capture, err: _Capture, deadline: float
+    ) -> None:
+        """Read both streams until the command has closed them."""
+        while True:
+            idle = True
+            if channel.recv_ready():
+                out.take(channel.recv(1 << 16))
+                idle = False
+            if channel.recv_stderr_ready():
+                err.take(channel.recv_stderr(1 << 16))
+                idle = False
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            if not idle:
+                continue
+            # A background process of the command may hold its streams open for ever; its exit
+            # status is what says that it ended.
+            if channel.eof_received or channel.closed or channel.exit_status_ready():
+                if not (channel.recv_ready() or channel.recv_stderr_ready()):
+                    return
+                continue
+            self._check()
+            select.select([channel], [], [], 0.05)
+
+    def _status(self, channel: paramiko.Channel, deadline: float) -> int:
+        # recv_exit_status() waits for ever, so wait here and ask only when it is there.
+        while not channel.exit_status_ready():
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            self._check()
+            channel.status_event.wait(0.05)
+        return channel.recv_exit_status()
+
+    def _died(self) -> None:
+        """Give QEMU a moment to say why the connection broke."""
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            self._check()
+            time.sleep(0.05)
+
+    def put(self, local: Path, remote: str, *, mode: int = 0o755) -> None:
+        """Copy a file into the guest (through a shell: no SFTP round trips)."""
+        folder = shlex.quote(remote.rsplit("/", 1)[0] or "/")
+        target = shlex.quote(remote)
+        done = self.run(
+            f"mkdir -p {folder} && cat > {target} && chmod {mode:o} {target}",
+            timeout=60.0,
+            stdin=local.read_bytes(),
+        )
+        if done.status != 0:
+            raise GuestLost(f"cannot write {remote} in the guest: {done.stderr.strip()}")
+
+    def interactive(self) -> Any:
+        """Return fabric's connection, for an interactive shell."""
+        return self._connection
+
+    def close(self) -> None:
+        """Hang up, without waiting for a guest that may no longer answer."""
+        if self._connection is None:
+            return
+        transport = self._connection.transport
+        if transport is not None:
+            with contextlib.suppress(OSError):
+                transport.sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Exception):
+            self._connection.close()
+        self._connection = None

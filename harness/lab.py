@@ -1,0 +1,163 @@
+"""What a run needs, made once: kernel, images, machine and accelerator, and the guests from them.
+
+The pytest plugin and the command line both stand on this; neither boots anything by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from harness import paths, rundir
+from harness.errors import HarnessError
+from harness.guest import Guest
+from harness.guest.boot import Recipe, booted
+from harness.images.guest import GuestImages, prepare
+from harness.images.kernel import Kernel, resolve
+from harness.images.store import Store
+from harness.qemu import accel
+from harness.qemu.accel import Accel
+from harness.spec import Machine, find_machine
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose."""
+
+    kernel: str | None = None
+    accel: str = "auto"
+    machine: str = "default"
+
+
+class Lab:
+    """Everything that guests are made of, each part made when it is first asked for."""
+
+    def __init__(self, options: Options, *, say: Callable[[str], None] = log.info) -> None:
+        self.options = options
+        self.say = say
+
+    @cached_property
+    def store(self) -> Store:
+        """The store of images under the cache directory."""
+        return Store(paths.cache_dir() / "store")
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The machine that was asked for."""
+        return self.find_machine(self.options.machine)
+
+    def find_machine(self, selector: str) -> Machine:
+        """Return a machine by name or file."""
+        return find_machine(selector, folder=paths.source_tree() / "guest-images" / "machines")
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """The kernel under test."""
+        return resolve(self.options.kernel, self.store)
+
+    @cached_property
+    def images(self) -> GuestImages:
+        """The guest's software."""
+        return prepare(self.kernel, self.store, progress=self.say)
+
+    @cached_property
+    def qemu(self) -> str:
+        """QEMU's path."""
+        return accel.qemu_program()
+
+    @cached_property
+    def accel(self) -> Accel:
+        """The accelerator, proven."""
+        chosen = accel.choose(
+            self.options.accel,
+            kernel=self.kernel.image,
+            digest=self.kernel.digest,
+            qemu=self.qemu,
+            cache=paths.cache_dir(),
+        )
+        self.say(f"accelerator {chosen.name}: {chosen.why}")
+        return chosen
+
+    @property
+    def workloads(self) -> Path:
+        """Where the Makefile puts the workloads' binaries."""
+        return paths.source_tree() / "testcases" / "workloads" / "build"
+
+    def recipe(self, machine: Machine | None = None, *, append: tuple[str, ...] = ()) -> Recipe:
+        """Return all that a boot depends on."""
+        return Recipe(
+            machine=machine or self.machine,
+            images=self.images,
+            accel=self.accel.name,
+            qemu=self.qemu,
+            workloads=self.workloads,
+            append=append,
+        )
+
+    def properties(self) -> dict[str, str]:
+        """Return what identifies a run: it goes into every report."""
+        return {
+            "kernel": self.kernel.release,
+            "kernel.origin": self.kernel.origin,
+            "kernel.digest": self.kernel.digest,
+            "qemu": accel.qemu_version(self.qemu),
+            "accel": self.accel.name,
+            "accel.why": self.accel.why,
+            "machine": self.machine.name,
+            "machine.digest": self.machine.digest,
+            "images.digest": self.images.digest,
+        }
+
+
+class SharedGuest:
+    """One guest for test after test, replaced when it broke."""
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        self._lab = lab
+        self._folder = folder
+        self._stack = contextlib.ExitStack()
+        self._guest: Guest | None = None
+        self._count = 0
+
+    def get(self) -> Guest:
+        """Return a sound guest, booting one when there is none."""
+        if self._guest is not None and not self._sound(self._guest):
+            self.close()
+        if self._guest is None:
+            self._count += 1
+            folder = self._folder / str(self._count)
+            folder.mkdir(parents=True)
+            rundir.sweep()
+            self._guest = self._stack.enter_context(booted(self._lab.recipe(), folder))
+        return self._guest
+
+    def _sound(self, guest: Guest) -> bool:
+        if guest.broken is not None or guest.vm.death() is not None:
+            return False
+        try:
+            guest.run("true", timeout=10.0)
+        except HarnessError as error:
+            log.warning("the guest is replaced: %s", error)
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the guest."""
+        self._guest = None
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def shared_guest(lab: Lab, folder: Path) -> Iterator[SharedGuest]:
+    """Hand out a shared guest for as long as the block lasts."""
+    shared = SharedGuest(lab, folder)
+    try:
+        yield shared
+    finally:
+        shared.close()

@@ -1,0 +1,37 @@
+"""Where the harness finds its own files and where it keeps what it built."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from harness.errors import HostError
+
+
+def source_tree() -> Path:
+    """Return the root of the checkout: the harness runs from its source tree."""
+    return Path(__file__).resolve().parent.parent
+
+
+def guest_images() -> Path:
+    """Return the directory that says what guests are made of."""
+    return source_tree() / "guest-images"
+
+
+def cache_dir() -> Path:
+    """Return the cache: ``$NVH_CACHE``, else the user's cache directory; created for us alone.
+
+    Raises HostError when it cannot be made.
+    """
+    chosen = os.environ.get("NVH_CACHE")
+    path = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("nvdimm-harness"))
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            f"no cache directory at {path}: {error.strerror}",
+            hint="set NVH_CACHE to a directory on a file system with some GB free",
+        ) from error
+    return path.absolute()

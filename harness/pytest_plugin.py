@@ -1,0 +1,342 @@
+"""The pytest plugin: fixtures for testcases, and a record of every test as it ends.
+
+It hands a guest to each test, reads the kernel's log after it, and keeps what was seen.  Under
+xdist the workers run tests and write each test's folder; the controller writes the reports.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import paths
+from harness.errors import (
+    EXIT_UNTESTABLE,
+    GuestPanic,
+    GuestReset,
+    HarnessError,
+    HostError,
+)
+from harness.guest import CommandTimeout, Guest
+from harness.lab import Lab, Options, SharedGuest, shared_guest
+from harness.observe import Observer
+from harness.report import junit, summary, table
+from harness.report.record import TestRecord
+from harness.report.results import ResultsDir
+from harness.verdict.expectation import Case, Catalogue, Mismatch, NotProven, row_id
+from harness.verdict.status import Status, exit_code
+
+_ROW = re.compile(r"\b([A-Za-z])(\d{1,3})\b(?!\w)")
+
+
+class Splat(AssertionError):
+    """The kernel's log shows a fault that the test did not declare."""
+
+
+@dataclass
+class _State:
+    """What this process knows of the run."""
+
+    results: ResultsDir
+    lab: Lab
+    catalogue: Catalogue
+    options: list[str]
+    records: list[TestRecord] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+    properties: dict[str, Any] = field(default_factory=dict)
+
+
+_STATE = pytest.StashKey[_State]()
+_CASE = pytest.StashKey[Case]()
+_OBSERVER = pytest.StashKey[Observer]()
+_BEGUN = pytest.StashKey[float]()
+_OUTCOME = pytest.StashKey[tuple[Status, str, str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Register the options; nvh test sets them."""
+    group = parser.getgroup("nvh", "nvdimm-harness")
+    group.addoption("--nvh-kernel", metavar="K", help="bzImage, kernel tree or debian:6.1")
+    group.addoption("--nvh-accel", metavar="A", default="auto", help="auto, kvm or tcg")
+    group.addoption("--nvh-machine", metavar="M", default="default", help="name or .toml file")
+    group.addoption("--nvh-results", metavar="DIR", help="an existing results directory")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let -k take the catalogue's ids: V1 is that row alone, not V11."""
+    keyword = config.getoption("keyword", "")
+    if keyword:
+        config.option.keyword = _ROW.sub(lambda match: f"test_{match[0].lower()}_", keyword)
+
+
+def _worker(config: pytest.Config) -> str | None:
+    workerinput = getattr(config, "workerinput", None)
+    return None if workerinput is None else str(workerinput["workerid"])
+
+
+def _state(config: pytest.Config) -> _State:
+    """Return this process's state, made when the first testcase needs it."""
+    if _STATE not in config.stash:
+        root = paths.source_tree()
+        given = config.getoption("--nvh-results")
+        results = ResultsDir.open(Path(given)) if given else ResultsDir.create(root / "results")
+        options = Options(
+            kernel=config.getoption("--nvh-kernel"),
+            accel=config.getoption("--nvh-accel"),
+            machine=config.getoption("--nvh-machine"),
+        )
+        config.stash[_STATE] = _State(
+            results=results,
+            lab=Lab(options),
+            catalogue=Catalogue.load(root / "testcases" / "catalogue"),
+            options=_again(options),
+        )
+    return config.stash[_STATE]
+
+
+def _again(options: Options) -> list[str]:
+    """Return the options with which the run is started again."""
+    words = []
+    if options.kernel:
+        words += ["--kernel", options.kernel]
+    if options.accel != "auto":
+        words += ["--accel", options.accel]
+    if options.machine != "default":
+        words += ["--machine", options.machine]
+    return words
+
+
+def _is_testcase(item: pytest.Item) -> bool:
+    return (paths.source_tree() / "testcases") in item.path.parents
+
+
+# Fixtures
+
+
+@pytest.fixture(scope="session")
+def lab(request: pytest.FixtureRequest) -> Lab:
+    """Kernel, images, machine and accelerator of the run."""
+    return _state(request.config).lab
+
+
+@pytest.fixture(scope="session")
+def guests(request: pytest.FixtureRequest) -> Iterator[SharedGuest]:
+    """Where guests come from."""
+    state = _state(request.config)
+    worker = _worker(request.config)
+    folder = state.results.path / "guests" / (worker or "main")
+    folder.mkdir(parents=True)
+    with shared_guest(state.lab, folder) as shared:
+        yield shared
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    """The test's record: expect(), prove(), fact(), skip(), allow()."""
+    row = _state(request.config).catalogue.of_test(request.node.name)
+    if row is None:
+        raise pytest.UsageError(f"{request.node.nodeid}: its name carries no row of the catalogue")
+    made = Case(row)
+    request.node.stash[_CASE] = made
+    return made
+
+
+@pytest.fixture
+def guest(request: pytest.FixtureRequest, guests: SharedGuest) -> Guest:
+    """A booted guest of the run's machine, with its namespaces made and its devices bound."""
+    given = guests.get()
+    observer = Observer(given, request.node.nodeid)
+    observer.begin()
+    request.node.stash[_OBSERVER] = observer
+    return given
+
+
+# Verdicts
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Run the test, then read the kernel's log: a splat fails the test whatever it returned."""
+    try:
+        outcome = yield
+    finally:
+        observer = item.stash.get(_OBSERVER, None)
+        if observer is not None:
+            case = item.stash.get(_CASE, None)
+            observer.end(case.allowed if case else ())
+    if observer is not None and observer.unexpected:
+        titles = "; ".join(finding.title for finding in observer.unexpected)
+        raise Splat(f"the kernel's log shows a fault: {titles}")
+    return outcome
+
+
+def _judge(when: str, error: BaseException) -> tuple[Status, str, str]:
+    """Return status, message and hint of an exception that ended a test."""
+    hint = getattr(error, "hint", None) or ""
+    message = error.message if isinstance(error, HarnessError) else str(error)
+    first = (message.strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, NotProven):
+        return error.status, first, hint
+    if isinstance(error, pytest.skip.Exception):
+        return Status.SKIP, first, hint
+    if isinstance(error, Mismatch | Splat) or (
+        when == "call" and isinstance(error, AssertionError)
+    ):
+        return Status.FAIL, first, hint
+    if when == "call" and isinstance(error, GuestPanic | GuestReset | CommandTimeout):
+        return Status.FAIL, first, hint
+    if isinstance(error, HarnessError):
+        return Status.MISS, first, hint
+    return Status.ERROR, f"{type(error).__name__}: {first}", hint
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn the end of a phase into one of the six words, and the last phase into a record."""
+    report = yield
+    if not _is_testcase(item):
+        return report
+    if call.excinfo is not None:
+        status, message, hint = _judge(call.when, call.excinfo.value)
+        if _OUTCOME not in item.stash:
+            item.stash[_OUTCOME] = (status, message, hint)
+        words = f"{status}: {message}" + (f" ({hint})" if hint else "")
+        if status is Status.SKIP:
+            report.outcome = "skipped"
+            report.longrepr = (str(item.path), item.location[1] or 0, words)
+        elif isinstance(call.excinfo.value, HarnessError | Mismatch | Splat):
+            report.longrepr = words
+    if call.when == "teardown":
+        record = _record(item)
+        folder = _state(item.config).results.test_dir(item.nodeid)
+        record.save(folder)
+        report.user_properties.append(("nvh-record", str(folder / "result.json")))
+    return report
+
+
+def _record(item: pytest.Item) -> TestRecord:
+    """Write the test's folder and return its record."""
+    state = _state(item.config)
+    folder = state.results.test_dir(item.nodeid)
+    status, message, hint = item.stash.get(_OUTCOME, (Status.PASS, "", ""))
+    made = item.stash.get(_CASE, None)
+    observer = item.stash.get(_OBSERVER, None)
+    findings = []
+    excerpts: dict[str, str] = {}
+    facts: dict[str, Any] = dict(made.facts) if made else {}
+    if observer is not None:
+        observer.save(folder)
+        findings = [finding.as_dict() for finding in observer.unexpected]
+        facts["guest"] = observer.guest.facts
+        if status is not Status.PASS:
+            excerpts["dmesg"] = observer.dmesg
+    output = "".join(text for _, _, text in getattr(item, "_report_sections", []))
+    if output:
+        (folder / "output.txt").write_text(output, errors="replace")
+        excerpts["output"] = output
+    row = state.catalogue.of_test(item.name)
+    seconds = time.time() - item.stash.get(_BEGUN, time.time())
+    data = made.record if made else {}
+    if made is not None:
+        (folder / "facts.json").write_text(json.dumps(data, indent=1, default=repr) + "\n")
+    return TestRecord(
+        nodeid=item.nodeid,
+        status=status,
+        seconds=seconds,
+        row=row.id if row else row_id(item.name),
+        title=row.title if row else "",
+        message=message,
+        hint=hint,
+        expectations=tuple(data.get("expectations", ())),
+        proofs=tuple(data.get("proofs", ())),
+        facts=facts,
+        findings=tuple(findings),
+        excerpts=excerpts,
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note when the test began."""
+    item.stash[_BEGUN] = time.time()
+
+
+# Reports, on the controller
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse a testcase whose name carries no row of the catalogue before anything boots."""
+    for item in items:
+        if _is_testcase(item):
+            _state(config).catalogue.of_test(item.name)
+
+
+class _Reporter:
+    """Writes the reports after each test; on the controller only."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add a test's record and write the reports anew."""
+        for name, value in report.user_properties:
+            if name == "nvh-record" and report.when == "teardown":
+                state = _state(self._config)
+                state.records.append(TestRecord.load(Path(str(value))))
+                self._write(None)
+
+    def _write(self, seconds: float | None) -> None:
+        state = _state(self._config)
+        if not state.properties:
+            state.properties = dict(state.lab.properties())
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(state.started))
+        path = state.results.path
+        junit.write(path / "junit.xml", state.records, state.properties, started=started)
+        summary.write(
+            path / "summary.json",
+            state.records,
+            state.properties,
+            started=started,
+            seconds=seconds,
+            options=state.options,
+        )
+
+    def pytest_terminal_summary(self) -> None:
+        """Print the table."""
+        if _STATE not in self._config.stash or not _state(self._config).records:
+            return
+        state = _state(self._config)
+        seconds = time.time() - state.started
+        try:
+            self._write(seconds)
+        except HostError as error:
+            print(f"nvh: {error}")
+        print()
+        table.show(
+            state.records, results=state.results.path, seconds=seconds, options=state.options
+        )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Register the reporter where reports are written."""
+    if _worker(session.config) is None:
+        session.config.pluginmanager.register(_Reporter(session.config), "nvh-reporter")
+
+
+def verdict_of(results: Path) -> int:
+    """Return a run's exit code from its summary; 125 when it left none."""
+    try:
+        tests = json.loads((results / "summary.json").read_text())["tests"]
+        return exit_code(Status(test["status"]) for test in tests)
+    except (OSError, ValueError, KeyError, TypeError):
+        return EXIT_UNTESTABLE

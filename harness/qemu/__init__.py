@@ -1,0 +1,1 @@
+"""QEMU: its argument vector, its accelerators and its life."""

@@ -1,0 +1,132 @@
+"""Which accelerator to use, proven by booting the guest's kernel.
+
+A /dev/kvm that opens is not a KVM that works: seen on nested hosts where the firmware runs and
+the kernel never prints its first line, or where ``-cpu max`` aborts QEMU on an MSR.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import process
+from harness.errors import HarnessError, HostError
+from harness.qemu import vm
+from harness.qemu.argv import Wiring
+
+#: How long a kernel under a working KVM may take to its first line, in seconds.
+FIRST_LINE = 4.0
+
+_LINUX = re.compile(rb"Linux version ")
+
+
+@dataclass(frozen=True)
+class Accel:
+    """An accelerator and why it was chosen."""
+
+    name: str  # kvm or tcg
+    why: str
+
+
+def qemu_program() -> str:
+    """Return QEMU's path ($NVH_QEMU or qemu-system-x86_64); HostError when it is missing."""
+    named = os.environ.get("NVH_QEMU")
+    return process.find(named or "qemu-system-x86_64", package="qemu-system-x86")
+
+
+def qemu_version(qemu: str) -> str:
+    """Return QEMU's version as it tells it ("7.2.22 (Debian ...)")."""
+    words = process.run([qemu, "--version"], timeout=20.0).stdout.splitlines()
+    return words[0].removeprefix("QEMU emulator version ") if words else "unknown"
+
+
+def choose(requested: str, *, kernel: Path, digest: str, qemu: str, cache: Path) -> Accel:
+    """Choose kvm or tcg.
+
+    ``requested`` is auto, kvm or tcg.  auto boots ``kernel`` under KVM to its first line and
+    remembers the answer per host boot, kernel (``digest``) and QEMU.  HostError when kvm was
+    asked for by name and does not work: a runner that was promised KVM is told at once.
+    """
+    if requested == "tcg":
+        return Accel("tcg", "asked for")
+    problem = _device_problem()
+    if problem is None:
+        problem = _remembered(kernel, digest, qemu, cache)
+    if problem is None:
+        return Accel("kvm", "it booted the kernel to its first line")
+    if requested == "kvm":
+        raise HostError(f"KVM was asked for but {problem}", hint="use --accel auto or tcg")
+    return Accel("tcg", problem)
+
+
+def _device_problem() -> str | None:
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return "there is no /dev/kvm"
+    except PermissionError:
+        return "/dev/kvm may not be opened by this user (add it to the group kvm)"
+    except OSError as error:
+        return f"/dev/kvm does not open: {error.strerror}"
+    return None
+
+
+def _remembered(kernel: Path, digest: str, qemu: str, cache: Path) -> str | None:
+    stat = Path(qemu).stat()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    key = hashlib.sha256(
+        json.dumps([boot, digest, qemu, stat.st_mtime_ns, stat.st_size]).encode()
+    ).hexdigest()
+    file = cache / "kvm" / key
+    try:
+        return json.loads(file.read_text())["problem"]  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    problem = _probe(kernel, qemu)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as aside:
+            json.dump({"problem": problem}, aside)
+        Path(aside.name).rename(file)
+    except OSError:
+        pass  # an answer that cannot be remembered is still an answer
+    return problem
+
+
+def _probe(kernel: Path, qemu: str) -> str | None:
+    """Boot the kernel under KVM; return what is wrong, None when it printed its first line."""
+
+    def argv(wiring: Wiring) -> list[str]:
+        return [
+            qemu,
+            *["-machine", "q35,kernel-irqchip=split"],
+            *["-accel", "kvm"],
+            *["-cpu", "max"],
+            *["-m", "256M"],
+            *["-nodefaults", "-no-user-config", "-no-reboot"],
+            *["-display", "none"],
+            *["-device", "intel-iommu,intremap=on"],
+            *["-kernel", str(kernel)],
+            *["-append", "console=ttyS0 earlyprintk=serial,ttyS0 panic=-1"],
+            *["-chardev", f"socket,id=qmp,fd={wiring.qmp}", "-mon", "chardev=qmp,mode=control"],
+            *["-chardev", f"socket,id=console,fd={wiring.console}", "-serial", "chardev:console"],
+        ]
+
+    begun = time.monotonic()
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="nvh-kvm-") as folder,
+            vm.launched(argv, folder=Path(folder), grace=0) as probed,
+        ):
+            if probed.console.wait(_LINUX, timeout=FIRST_LINE, check=probed.check):
+                return None
+    except HarnessError as error:
+        return f"it does not run here: {error.message}"
+    seconds = time.monotonic() - begun
+    return f"under it the kernel printed nothing within {seconds:.0f} s"

@@ -1,0 +1,194 @@
+"""QEMU's argument vector as a pure function of the machine and of what a run adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.spec import GIB, MIB, Machine, Nvdimm, PciDevice
+
+#: Serial numbers by which the guest's init finds its disks, whatever order they are probed in.
+ROOT_SERIAL = "nvhroot"
+MODULES_SERIAL = "nvhmods"
+
+#: Where the guest is and what it calls the host, on QEMU's restricted user network.
+GUEST_ADDRESS = "10.0.2.15/24"
+GUEST_GATEWAY = "10.0.2.2"
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """How the harness talks to a QEMU: file descriptors of sockets that QEMU inherits."""
+
+    qmp: int
+    console: int  # ttyS0: the kernel's console
+    shell: int  # ttyS1: a root shell
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What a run adds to a machine: the guest's software and the host's files."""
+
+    kernel: Path
+    initramfs: Path
+    root: Path
+    modules: Path | None
+    nvdimms: Mapping[str, Path]  # NVDIMM name -> backing file
+    append: tuple[str, ...] = ()
+
+
+def command_line(machine: Machine, extra: Sequence[str] = ()) -> str:
+    """Return the guest kernel's command line."""
+    iommu = {
+        "intel": ["intel_iommu=on"],
+        "amd": ["amd_iommu=on"],
+        "virtio": [],
+        "none": [],
+    }[machine.iommu]
+    return " ".join(
+        [
+            "console=ttyS0",
+            *iommu,
+            # Reboot at once after a panic; -no-reboot turns that into QEMU's end when no pvpanic
+            # device has paused it before.
+            "panic=-1",
+            *machine.kernel_args,
+            *extra,
+        ]
+    )
+
+
+def build(
+    machine: Machine,
+    boot: Boot,
+    *,
+    accel: str,
+    qemu: str = "qemu-system-x86_64",
+    wiring: Wiring | None,
+) -> list[str]:
+    """Return the argument vector; ``wiring`` None is for a person: console on the terminal."""
+    return [
+        qemu,
+        *_base(machine, accel),
+        *_iommu(machine),  # before every other device, or those would not be behind it
+        *_wires(wiring),
+        *_software(machine, boot),
+        *_disk("root", boot.root, ROOT_SERIAL),
+        *(_disk("modules", boot.modules, MODULES_SERIAL) if boot.modules else []),
+        *_network(),
+        *["-device", "virtio-rng-pci"],
+        *["-device", "pvpanic"],
+        *[arg for dimm in machine.nvdimms for arg in _nvdimm(dimm, boot.nvdimms[dimm.name])],
+        *[arg for device in machine.pci for arg in _pci(device)],
+        *machine.qemu_args,
+    ]
+
+
+def max_memory(machine: Machine) -> int:
+    """Return maxmem in bytes: RAM and every NVDIMM, each with room to be aligned."""
+    return machine.memory + sum(
+        -(-dimm.size // GIB) * GIB + max(dimm.align, GIB) for dimm in machine.nvdimms
+    )
+
+
+def _base(machine: Machine, accel: str) -> list[str]:
+    # kernel-irqchip=split: intel-iommu's interrupt remapping needs it under KVM, TCG ignores it.
+    kind = "q35,nvdimm=on,kernel-irqchip=split"
+    slots = max(len(machine.nvdimms), 1)
+    memory = f"{machine.memory // MIB}M,slots={slots},maxmem={max_memory(machine) // MIB}M"
+    return [
+        *["-name", f"nvh-{machine.name}"],
+        *["-machine", kind],
+        *["-accel", accel],
+        *["-cpu", machine.cpu],
+        *["-smp", str(machine.cpus)],
+        *["-m", memory],
+        "-nodefaults",
+        "-no-user-config",
+        *["-display", "none"],
+        "-no-reboot",
+        # pvpanic would let QEMU exit with status 0; a paused guest can still be looked at.
+        *["-action", "panic=pause"],
+        *["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"],
+    ]
+
+
+def _iommu(machine: Machine) -> list[str]:
+    match machine.iommu:
+        case "intel":
+            # intremap: without it VFIO_SET_IOMMU ends in EPERM; caching-mode: the guest's maps
+            # reach a host device as well.
+            return ["-device", "intel-iommu,intremap=on,caching-mode=on"]
+        case "amd":
+            return ["-device", "amd-iommu,intremap=on"]
+        case "virtio":
+            return ["-device", "virtio-iommu-pci"]
+    return []
+
+
+def _wires(wiring: Wiring | None) -> list[str]:
+    if wiring is None:
+        return ["-serial", "mon:stdio"]
+    return [
+        *["-chardev", f"socket,id=qmp,fd={wiring.qmp}"],
+        *["-mon", "chardev=qmp,mode=control"],
+        *["-chardev", f"socket,id=console,fd={wiring.console}"],
+        *["-serial", "chardev:console"],
+        *["-chardev", f"socket,id=shell,fd={wiring.shell}"],
+        *["-serial", "chardev:shell"],
+    ]
+
+
+def _software(machine: Machine, boot: Boot) -> list[str]:
+    return [
+        *["-kernel", str(boot.kernel)],
+        *["-initrd", str(boot.initramfs)],
+        *["-append", command_line(machine, boot.append)],
+    ]
+
+
+def _disk(name: str, image: Path, serial: str) -> list[str]:
+    file = f"driver=file,node-name={name}-file,filename={escaped(image)},read-only=on,locking=off"
+    return [
+        *["-blockdev", file],
+        *["-blockdev", f"driver=raw,node-name={name},file={name}-file,read-only=on"],
+        *["-device", f"virtio-blk-pci,drive={name},serial={serial}"],
+    ]
+
+
+def _network() -> list[str]:
+    # restrict=on: the guest reaches nothing but this forward, which QEMU binds to a free port.
+    return [
+        *["-netdev", "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"],
+        *["-device", "virtio-net-pci,netdev=net0,romfile="],
+    ]
+
+
+def _nvdimm(dimm: Nvdimm, path: Path) -> list[str]:
+    backend = (
+        f"memory-backend-file,id=mem-{dimm.name},share=on,mem-path={escaped(path)},"
+        f"size={dimm.size},align={dimm.align}"
+    )
+    if dimm.kind == "virtio-pmem":
+        device = f"virtio-pmem-pci,id={dimm.name},memdev=mem-{dimm.name}"
+    else:
+        device = f"nvdimm,id={dimm.name},memdev=mem-{dimm.name},label-size={dimm.label}"
+    return ["-object", backend, "-device", device]
+
+
+def _pci(device: PciDevice) -> list[str]:
+    options = [f"{key}={value}" for key, value in device.options]
+    if device.host:
+        options.insert(0, f"host={device.host}")
+    if device.device != "nvme" or any(key == "drive" for key, _ in device.options):
+        return ["-device", ",".join([device.device, f"id={device.name}", *options])]
+    # A disk of zeroes that keeps nothing: enough to be probed, bound and reset.
+    drive = f"driver=null-co,node-name={device.name}-disk,size={64 * MIB},read-zeroes=on"
+    options.insert(0, f"drive={device.name}-disk")
+    return ["-blockdev", drive, "-device", ",".join([device.device, f"id={device.name}", *options])]
+
+
+def escaped(path: Path) -> str:
+    """Return a path for a QEMU option, where a comma stands for itself when doubled."""
+    return str(path).replace(",", ",,")

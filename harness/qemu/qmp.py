@@ -1,0 +1,113 @@
+"""QMP for synchronous callers: qemu.qmp on an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+
+from harness.errors import HostError, LaunchError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class QmpEvent:
+    """Something that QEMU told unasked: its name, its data and when it came (monotonic s)."""
+
+    name: str
+    data: Mapping[str, Any]
+    at: float
+
+
+class _Loop:
+    """One event loop on one daemon thread for all QMP connections of the process."""
+
+    _lock = threading.Lock()
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def call(cls, work: Coroutine[Any, Any, T], timeout: float) -> T:
+        with cls._lock:
+            if cls._loop is None:
+                cls._loop = asyncio.new_event_loop()
+                threading.Thread(target=cls._loop.run_forever, name="qmp", daemon=True).start()
+        future = asyncio.run_coroutine_threadsafe(work, cls._loop)
+        try:
+            return future.result(timeout)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise
+
+
+class Qmp:
+    """A QMP connection over a socket that is already connected to a QEMU."""
+
+    def __init__(self, connection: socket.socket, *, on_event: Callable[[QmpEvent], None]) -> None:
+        self._socket = connection
+        self._on_event = on_event
+        self._client: QMPClient | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    def connect(self, timeout: float) -> None:
+        """Greet QEMU; LaunchError when it says nothing within ``timeout`` seconds."""
+        try:
+            _Loop.call(self._connect(), timeout)
+        except (concurrent.futures.TimeoutError, QMPError, OSError, EOFError) as error:
+            raise LaunchError(f"QEMU does not speak QMP: {error or 'no answer'}") from error
+
+    async def _connect(self) -> None:
+        # Made here: a QMPClient belongs to the loop in which it is made.
+        self._client = QMPClient("nvh")
+        self._client.logger.disabled = True  # every error of it is raised here as well
+        listener = EventListener()
+        self._client.register_listener(listener)
+        await self._client.connect(self._socket)
+        self._reader = asyncio.create_task(self._read(listener))
+
+    async def _read(self, listener: EventListener) -> None:
+        async for event in listener:
+            data = event.get("data")
+            self._on_event(
+                QmpEvent(
+                    str(event["event"]), data if isinstance(data, dict) else {}, time.monotonic()
+                )
+            )
+
+    def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = 10.0
+    ) -> Any:
+        """Run a QMP command.  HostError: refused by QEMU, no answer in time or no connection."""
+        assert self._client is not None
+        try:
+            return _Loop.call(self._client.execute(command, arguments), timeout)
+        except ExecuteError as error:
+            raise HostError(f"QEMU refused {command}: {error}") from error
+        except concurrent.futures.TimeoutError as error:
+            raise HostError(f"QEMU did not answer {command} within {timeout:.0f} s") from error
+        except (QMPError, OSError, EOFError) as error:
+            raise HostError(f"QEMU is gone ({command}: {error})") from error
+
+    def close(self) -> None:
+        """Drop the connection; an error on the way no longer matters."""
+        if self._client is None:
+            self._socket.close()
+            return
+        with contextlib.suppress(Exception):
+            _Loop.call(self._disconnect(), 2.0)
+        self._client = None
+
+    async def _disconnect(self) -> None:
+        assert self._client is not None
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await self._client.disconnect()
+        if self._reader is not None:
+            self._reader.cancel()

@@ -1,0 +1,181 @@
+"""A running QEMU: started, watched and ended, with nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from harness import process
+from harness.errors import GuestHung, GuestLost, GuestPanic, GuestReset, HarnessError, LaunchError
+from harness.qemu.argv import Wiring
+from harness.qemu.console import Console
+from harness.qemu.qmp import Qmp, QmpEvent
+
+#: How long QEMU may take to greet, in seconds: it maps and checks its memory before.
+GREETING = 30.0
+
+_PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
+_FATAL = re.compile(r"nvh-init: FATAL: (.*)")
+
+
+class Vm:
+    """QEMU's process, its monitor and its two serial lines."""
+
+    def __init__(
+        self,
+        child: subprocess.Popen[bytes],
+        qmp: Qmp,
+        console: Console,
+        shell: socket.socket,
+        folder: Path,
+        events: list[QmpEvent],
+    ) -> None:
+        self.child = child
+        self.qmp = qmp
+        self.console = console
+        self.shell = shell
+        self.folder = folder
+        #: What QEMU told, appended to on QMP's thread.
+        self.events = events
+        self._stopping = False
+
+    def event(self, name: str) -> QmpEvent | None:
+        """Return the first event of a name, None while there was none."""
+        return next((event for event in self.events if event.name == name), None)
+
+    def death(self) -> HarnessError | None:
+        """Say what ended the guest or QEMU, None while both live.
+
+        QEMU is the witness: what the console says only names what QEMU has seen, because anybody
+        in the guest can print "Kernel panic".
+        """
+        if self._stopping:
+            return None
+        if self.event("GUEST_PANICKED"):
+            return self._panic()
+        shutdown = self.event("SHUTDOWN")
+        if shutdown is not None:
+            reason = str(shutdown.data.get("reason", "unknown"))
+            if reason.startswith("guest"):
+                return self._ended_itself(reason)
+        status = self.child.poll()
+        if status is None:
+            return None
+        # The last event may still be on its way when the process has already gone.
+        time.sleep(0.05)
+        if shutdown is None and self.event("SHUTDOWN") is not None:
+            return self.death()
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        return GuestLost(f"QEMU died with {how}: {self.stderr()}")
+
+    def check(self) -> None:
+        """Raise what ``death`` says."""
+        if error := self.death():
+            raise error
+
+    def _panic(self) -> GuestPanic:
+        # QEMU tells of the panic when the first notifier runs; the trace comes before that, but
+        # may still be in the socket.
+        self.console.wait(re.compile(rb"end Kernel panic"), timeout=0.3)
+        text = self.console.text()
+        match = _PANIC.search(text)
+        return GuestPanic(
+            f"the guest's kernel panicked: {match[1].strip() if match else 'no message'}",
+            trace=text[-16384:],
+        )
+
+    def _ended_itself(self, reason: str) -> HarnessError:
+        text = self.console.text()
+        if match := _FATAL.search(text):
+            return GuestLost(f"the guest could not boot: {match[1].strip()}")
+        if _PANIC.search(text):
+            return self._panic()
+        return GuestReset(f"the guest ended unasked ({reason})", hint="see console.log")
+
+    def stderr(self) -> str:
+        """Return QEMU's own last words in one line."""
+        try:
+            text = (self.folder / "qemu.stderr").read_text(errors="replace")
+        except OSError:
+            return "it left no message"
+        lines = [line for line in text.splitlines() if line.strip()]
+        return lines[-1].strip() if lines else "it left no message"
+
+    def responds(self, timeout: float) -> None:
+        """Prove that QEMU itself runs; GuestHung when its monitor says nothing in time."""
+        try:
+            self.qmp.execute("query-status", timeout=timeout)
+        except HarnessError as error:
+            self.check()
+            raise GuestHung(f"QEMU stalls: {error.message}") from error
+
+    def forwarded_port(self) -> int:
+        """Return the port on 127.0.0.1 that QEMU forwards to the guest's SSH server."""
+        answer = str(self.qmp.execute("human-monitor-command", {"command-line": "info usernet"}))
+        match = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s", answer)
+        if match is None:
+            raise LaunchError("QEMU does not forward a port to the guest")
+        return int(match[1])
+
+    def stop(self, *, grace: float) -> None:
+        """End QEMU: ask it, then SIGKILL; ``grace`` seconds in between (0 kills at once)."""
+        self._stopping = True
+        if grace > 0 and self.child.poll() is None:
+            with contextlib.suppress(HarnessError):
+                self.qmp.execute("quit", timeout=grace)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.child.wait(grace)
+        process.end(self.child, grace=0)
+        self.qmp.close()
+        self.console.close()
+        self.shell.close()
+
+
+@contextlib.contextmanager
+def launched(
+    argv: Callable[[Wiring], list[str]],
+    *,
+    folder: Path,
+    pass_fds: tuple[int, ...] = (),
+    grace: float = 2.0,
+) -> Iterator[Vm]:
+    """Run a QEMU for as long as the block lasts.
+
+    ``argv`` is called with the descriptors that QEMU inherits.  ``folder`` takes console.log and
+    qemu.stderr.  Raises LaunchError with QEMU's own words when it refuses to start.
+    """
+    with contextlib.ExitStack() as stack:
+        ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
+        for end in (*ours, *theirs):
+            stack.callback(end.close)
+        stderr = stack.enter_context((folder / "qemu.stderr").open("wb"))
+        fds = tuple(end.fileno() for end in theirs)
+        child = process.spawn(
+            argv(Wiring(*fds)), stdout=stderr, stderr=stderr, pass_fds=(*fds, *pass_fds)
+        )
+        stack.callback(process.end, child, grace=0)
+        for end in theirs:
+            end.close()  # so that ours see the end of file when QEMU is gone
+        vm = _connect(child, ours, folder)
+        stack.callback(vm.stop, grace=grace)
+        yield vm
+
+
+def _connect(child: subprocess.Popen[bytes], ours: tuple[socket.socket, ...], folder: Path) -> Vm:
+    events: list[QmpEvent] = []
+    qmp = Qmp(ours[0], on_event=events.append)
+    vm = Vm(child, qmp, Console(ours[1], folder / "console.log"), ours[2], folder, events)
+    try:
+        qmp.connect(GREETING)
+    except LaunchError as error:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(0.5)
+        if child.poll() is not None:
+            raise LaunchError(f"QEMU refused to start: {vm.stderr()}") from error
+        raise
+    return vm

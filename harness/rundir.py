@@ -1,0 +1,69 @@
+"""Private working directories of running guests, swept when their owner was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.errors import HostError
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "nvh-run-"
+#: What a directory should have room for, in bytes: NVDIMM files are sparse, file systems small.
+ROOM = 1 << 30
+
+
+def _candidates() -> list[Path]:
+    # /dev/shm first: guest memory that is written back to a disk slows the guest.
+    return [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108
+
+
+def _base() -> Path:
+    for folder in _candidates():
+        with contextlib.suppress(OSError):
+            if os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= ROOM:
+                return folder
+    names = " nor ".join(str(folder) for folder in _candidates())
+    raise HostError(f"neither {names} has 1 GiB free for a guest", hint="free space or set TMPDIR")
+
+
+def sweep() -> None:
+    """Remove directories of our own user whose owner died without cleaning up."""
+    for base in _candidates():
+        for folder in base.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                    continue
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    log.debug("sweeping %s", folder)
+                    shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(fd)
+
+
+@contextlib.contextmanager
+def rundir() -> Iterator[Path]:
+    """Make a directory of mode 0700 that lasts as long as the block, locked by its owner.
+
+    Raises HostError when the host has no room.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base()))
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise HostError(f"cannot make a working directory: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
