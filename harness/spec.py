@@ -19,6 +19,9 @@ REGION_ALIGN = 16 * MIB
 #: QEMU refuses a smaller label area (hw/mem/nvdimm.c, MIN_NAMESPACE_LABEL_SIZE).
 MIN_LABEL = 128 << 10
 
+#: Slots 0x10 to 0x1d of q35's root bus; its own devices follow.
+MAX_PCI = 14
+
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 _PCI_ADDRESS = re.compile(r"(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-1][0-9a-f]\.[0-7]")
 _QEMU_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -59,6 +62,7 @@ class PciDevice:
     device: str  # QEMU's name of it; vfio-pci for one of the host's
     host: str | None  # DDDD:BB:DD.F on the host
     vfio: bool  # whether the harness binds it to vfio-pci in the guest
+    port: bool  # behind a PCIe root port of its own, plugged into a clone after its start
     options: tuple[tuple[str, str], ...]
     id: str | None  # vendor:device as the guest sees it; found by address when None
 
@@ -118,6 +122,8 @@ def load_machine(file: Path) -> Machine:
     )
     table.done()
     root.done()
+    if len(machine.pci) > MAX_PCI:
+        raise root.error("pci", f"{len(machine.pci)} devices are more than {MAX_PCI}")
     _check_names(root, machine)
     if machine.iommu == "none":
         for number, device in enumerate(machine.pci, 1):
@@ -245,18 +251,21 @@ def _pci(table: Table) -> PciDevice:
     if ident is not None and not re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{4}", ident):
         raise table.error("id", f"{ident!r} is not vendor:device", hint='such as "1234:11e8"')
     vfio = table.boolean("vfio", False)
+    port = table.boolean("port", False)
     table.done()
-    return PciDevice(name, device, host, vfio, tuple(options), ident)
+    return PciDevice(name, device, host, vfio, port, tuple(options), ident)
 
 
 def _check_names(root: Table, machine: Machine) -> None:
+    seen: set[str] = set()  # of NVDIMMs and devices alike: each becomes an id of QEMU's
     for key, names in (
         ("nvdimm", [dimm.name for dimm in machine.nvdimms]),
         ("pci", [device.name for device in machine.pci]),
     ):
         for name in names:
-            if names.count(name) > 1:
+            if name in seen:
                 raise root.error(key, f"the name {name!r} is given twice")
+            seen.add(name)
     paths = [dimm.path for dimm in machine.nvdimms if dimm.path]
     for path in paths:
         if paths.count(path) > 1:

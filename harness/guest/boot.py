@@ -20,7 +20,7 @@ from harness.guest.ssh import Result, Ssh
 from harness.images.guest import GuestImages
 from harness.images.initramfs import run_segment
 from harness.qemu import argv
-from harness.qemu.argv import GUEST_ADDRESS, GUEST_GATEWAY, Boot, Wiring
+from harness.qemu.argv import GUEST_ADDRESS, GUEST_GATEWAY, Boot, Memory, Wiring
 from harness.qemu.vm import Vm, launched
 from harness.rundir import rundir
 from harness.spec import Machine
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 #: How long a boot may take to the SSH server's start, in seconds, before TCG's factor: stock
 #: kernels need 2 s under KVM and 8 s under TCG on an idle host.
 BOOT_DEADLINE = 60.0
+
+#: The file of a template's RAM.
+RAM = "ram"
 
 _READY = re.compile(rb"nvh-init: ready")
 
@@ -60,7 +63,12 @@ class Recipe:
     append: tuple[str, ...] = ()
 
     def argv(
-        self, *, initramfs: Path, nvdimms: dict[str, Path], wiring: Wiring | None
+        self,
+        *,
+        initramfs: Path,
+        nvdimms: dict[str, Path],
+        wiring: Wiring | None,
+        memory: Memory | None = None,
     ) -> list[str]:
         """Return QEMU's argument vector."""
         boot = Boot(
@@ -71,16 +79,9 @@ class Recipe:
             nvdimms=nvdimms,
             append=self.append,
         )
-        return argv.build(self.machine, boot, accel=self.accel, qemu=self.qemu, wiring=wiring)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Where a boot's time went, in seconds from the start of QEMU."""
-
-    ready: float  # the SSH server listens
-    ssh: float  # the first SSH command answered
-    provisioned: float
+        return argv.build(
+            self.machine, boot, accel=self.accel, qemu=self.qemu, wiring=wiring, memory=memory
+        )
 
 
 @contextlib.contextmanager
@@ -89,45 +90,50 @@ def booted(
     folder: Path,
     *,
     provisioned: bool = True,
-    grace: float = 1.0,
+    template: Identity | None = None,
     say: Callable[[str], None] = log.info,
 ) -> Iterator[Guest]:
     """Boot a guest for as long as the block lasts.
 
-    ``folder`` takes console.log, qemu.stderr and qemu.sh.  Raises LaunchError (QEMU refuses),
+    ``folder`` takes console.log, qemu.stderr and qemu.sh.  With ``template``, the keys that its
+    clones will have, the guest is one to be saved: its RAM is a file of its working directory, and
+    the machine's PCI devices are left for its clones.  Raises LaunchError (QEMU refuses),
     GuestPanic, GuestReset, GuestHung (no SSH server in time) or GuestLost (not as asked for).
     """
     with contextlib.ExitStack() as stack:
         private = stack.enter_context(rundir())
-        identity = Identity.generate()
+        identity = template or Identity.generate()
+        memory = Memory(private / RAM, shared=True) if template else None
         initramfs = private / "initramfs"
         nvdimms = prepare_nvdimms(recipe.machine, private)
         write_initramfs(recipe, identity, initramfs)
         write_script(recipe, nvdimms, folder / "qemu.sh")
+        say(f"booting {recipe.images.kernel.release} on machine {recipe.machine.name}")
         begun = time.monotonic()
         vm = stack.enter_context(
             launched(
-                lambda wiring: recipe.argv(initramfs=initramfs, nvdimms=nvdimms, wiring=wiring),
+                lambda wiring: recipe.argv(
+                    initramfs=initramfs, nvdimms=nvdimms, wiring=wiring, memory=memory
+                ),
                 folder=folder,
-                grace=grace,
             )
         )
-        say(f"booting {recipe.images.kernel.release} on machine {recipe.machine.name}")
-        guest = connect(recipe, vm, identity)
+        guest = connect(recipe, vm, identity, private)
         stack.callback(guest.ssh.close)
         ready = time.monotonic() - begun
         guest.ssh.connect(30.0 * guest.scale)
         guest.run("true")
         answered = time.monotonic() - begun
         if provisioned:
-            make_ready(guest)
-        guest.facts["boot_seconds"] = round(answered, 2)
-        guest.facts["ready_seconds"] = round(ready, 2)
-        guest.facts["provisioned_seconds"] = round(time.monotonic() - begun, 2)
+            make_ready(guest, devices=template is None)
+        guest.facts["how"] = "boot"
+        guest.facts["ready_seconds"] = round(ready, 3)
+        guest.facts["ssh_seconds"] = round(answered, 3)
+        guest.facts["provisioned_seconds"] = round(time.monotonic() - begun, 3)
         yield guest
 
 
-def connect(recipe: Recipe, vm: Vm, identity: Identity) -> Guest:
+def connect(recipe: Recipe, vm: Vm, identity: Identity, private: Path) -> Guest:
     """Wait until the guest's SSH server listens; return the guest, not yet logged in."""
     scale = 3.0 if recipe.accel == "tcg" else 1.0
     if vm.console.wait(_READY, timeout=BOOT_DEADLINE * scale, check=vm.check) is None:
@@ -144,12 +150,12 @@ def connect(recipe: Recipe, vm: Vm, identity: Identity) -> Guest:
         vm=vm,
         ssh=ssh,
         workloads=recipe.workloads,
-        facts={},
+        private=private,
     )
 
 
-def make_ready(guest: Guest) -> None:
-    """Make namespaces, bind devices, and note what was proven."""
+def make_ready(guest: Guest, *, devices: bool = True) -> None:
+    """Make namespaces, bind devices unless they are missing yet, and note what was proven."""
 
     def run(command: str, *, timeout: float = 30.0, check: bool = True) -> Result:
         return guest.run(command, timeout=timeout, check=check)
@@ -158,15 +164,12 @@ def make_ready(guest: Guest) -> None:
     guest.facts["release"] = release
     guest.facts.update(provision.iommu_facts(guest.machine, run))
     guest.namespaces = provision.create_namespaces(guest.machine, run)
-    guest.vfio_devices = provision.bind_vfio(guest.machine, guest.vm, run)
     guest.facts["namespaces"] = {
         name: f"{space.mode} {space.device} align {space.align} size {space.size}"
         for name, space in guest.namespaces.items()
     }
-    guest.facts["vfio"] = {
-        name: f"{device.id} {device.address} group {device.group} {device.iommu}"
-        for name, device in guest.vfio_devices.items()
-    }
+    if devices:
+        guest.adopt(provision.bind_vfio(guest.machine, guest.vm, run))
 
 
 def prepare_nvdimms(machine: Machine, folder: Path) -> dict[str, Path]:

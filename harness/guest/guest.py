@@ -16,6 +16,7 @@ from harness.guest.ktap import WorkloadResult
 from harness.guest.provision import NamespaceInfo, VfioInfo
 from harness.guest.serial_shell import SerialShell
 from harness.guest.ssh import CommandTimeout, Result, Ssh
+from harness.images.store import file_hash
 from harness.qemu.vm import Vm
 from harness.spec import Machine
 
@@ -59,18 +60,22 @@ class Guest:
         vm: Vm,
         ssh: Ssh,
         workloads: Path,
-        facts: Mapping[str, Any],
+        private: Path | None = None,
     ) -> None:
         self.machine = machine
         self.accel = accel
         self.vm = vm
         self.ssh = ssh
         #: What was proven about this guest when it was made ready.
-        self.facts: dict[str, Any] = dict(facts)
+        self.facts: dict[str, Any] = {}
         self.namespaces: dict[str, NamespaceInfo] = {}
         self.vfio_devices: dict[str, VfioInfo] = {}
-        self._workloads = workloads
-        self._copied: set[str] = set()
+        #: The host's directory of workload binaries.
+        self.workloads = workloads
+        #: The host's working directory of this guest: keys, NVDIMM files.
+        self.private = private
+        #: Workloads that are in the guest, each with the sha256 of its binary.
+        self.installed: dict[str, str] = {}
         self._serial: SerialShell | None = None
         #: What broke the guest for good; it is not used again.
         self.broken: HarnessError | None = None
@@ -113,16 +118,22 @@ class Guest:
         )
 
     def install(self, name: str) -> None:
-        """Copy a workload into the guest unless it is there already."""
-        if name in self._copied:
-            return
-        binary = self._workloads / name
+        """Copy a workload into the guest unless this very binary is there already."""
+        binary = self.workloads / name
         if not binary.is_file():
-            raise WorkloadError(
-                f"no workload {name} in {self._workloads}", hint="run make workloads"
-            )
-        self.ssh.put(binary, f"{WORKLOADS}/{name}")
-        self._copied.add(name)
+            raise WorkloadError(f"no workload {name} in {self.workloads}", hint="make workloads")
+        digest = file_hash(binary)
+        if self.installed.get(name) != digest:
+            self.ssh.put(binary, f"{WORKLOADS}/{name}")
+            self.installed[name] = digest
+
+    def adopt(self, devices: Mapping[str, VfioInfo]) -> None:
+        """Take over devices that were bound to vfio-pci, and note what they are."""
+        self.vfio_devices.update(devices)
+        self.facts["vfio"] = {
+            name: f"{device.id} {device.address} group {device.group} {device.iommu}"
+            for name, device in self.vfio_devices.items()
+        }
 
     def namespace(self, name: str) -> NamespaceInfo:
         """Return the namespace on an NVDIMM of the machine file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,9 @@ from harness.spec import GIB, MIB, Machine, Nvdimm, PciDevice
 #: Serial numbers by which the guest's init finds its disks, whatever order they are probed in.
 ROOT_SERIAL = "nvhroot"
 MODULES_SERIAL = "nvhmods"
+
+#: The first slot of the root bus for the machine's PCI devices; QEMU fills it from 1 on.
+FIRST_SLOT = 0x10
 
 #: Where the guest is and what it calls the host, on QEMU's restricted user network.
 GUEST_ADDRESS = "10.0.2.15/24"
@@ -36,6 +39,18 @@ class Boot:
     modules: Path | None
     nvdimms: Mapping[str, Path]  # NVDIMM name -> backing file
     append: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A guest's RAM in a file, for a template and its clones.
+
+    A template writes the file (``shared``); a clone maps it copy-on-write and waits for the state
+    of its devices.
+    """
+
+    file: Path
+    shared: bool
 
 
 def command_line(machine: Machine, extra: Sequence[str] = ()) -> str:
@@ -66,11 +81,21 @@ def build(
     accel: str,
     qemu: str = "qemu-system-x86_64",
     wiring: Wiring | None,
+    memory: Memory | None = None,
 ) -> list[str]:
-    """Return the argument vector; ``wiring`` None is for a person: console on the terminal."""
+    """Return the argument vector; ``wiring`` None is for a person: console on the terminal.
+
+    The machine's PCI devices stand last and at fixed addresses.  One behind a root port is left
+    out of a template and of a clone's start, and plugged in (``plug``) when the clone runs: nvme
+    forbids migration and may not be there while a state is taken in.  The others have to be there
+    from the first boot on, because QEMU lists them in the DMAR table as the IOMMU's scope (7.2,
+    build_dmar_q35).
+    """
+    private = memory is not None and not memory.shared
     return [
         qemu,
-        *_base(machine, accel),
+        *_base(machine, accel, memory),
+        *_memory(machine, memory),
         *_iommu(machine),  # before every other device, or those would not be behind it
         *_wires(wiring),
         *_software(machine, boot),
@@ -79,9 +104,17 @@ def build(
         *_network(),
         *["-device", "virtio-rng-pci"],
         *["-device", "pvpanic"],
-        *[arg for dimm in machine.nvdimms for arg in _nvdimm(dimm, boot.nvdimms[dimm.name])],
-        *[arg for device in machine.pci for arg in _pci(device)],
+        *[
+            arg
+            for dimm in machine.nvdimms
+            for arg in _nvdimm(dimm, boot.nvdimms[dimm.name], private=private)
+        ],
         *machine.qemu_args,
+        *[
+            arg
+            for slot, device in _slots(machine)
+            for arg in _pci(device, slot, plugged=memory is None)
+        ],
     ]
 
 
@@ -92,9 +125,27 @@ def max_memory(machine: Machine) -> int:
     )
 
 
-def _base(machine: Machine, accel: str) -> list[str]:
+def _slots(machine: Machine) -> Iterator[tuple[int, PciDevice]]:
+    """Give each PCI device a slot of its own on the root bus, behind those that QEMU picks."""
+    return enumerate(machine.pci, FIRST_SLOT)
+
+
+def _memory(machine: Machine, memory: Memory | None) -> list[str]:
+    if memory is None:
+        return []
+    share = "on" if memory.shared else "off"
+    backend = f"memory-backend-file,id=ram,share={share},mem-path={escaped(memory.file)}"
+    return [
+        *["-object", f"{backend},size={machine.memory}"],
+        *([] if memory.shared else ["-incoming", "defer"]),
+    ]
+
+
+def _base(machine: Machine, accel: str, ram: Memory | None) -> list[str]:
     # kernel-irqchip=split: intel-iommu's interrupt remapping needs it under KVM, TCG ignores it.
     kind = "q35,nvdimm=on,kernel-irqchip=split"
+    if ram is not None:
+        kind += ",memory-backend=ram"
     slots = max(len(machine.nvdimms), 1)
     memory = f"{machine.memory // MIB}M,slots={slots},maxmem={max_memory(machine) // MIB}M"
     return [
@@ -165,9 +216,10 @@ def _network() -> list[str]:
     ]
 
 
-def _nvdimm(dimm: Nvdimm, path: Path) -> list[str]:
+def _nvdimm(dimm: Nvdimm, path: Path, *, private: bool) -> list[str]:
+    share = "off" if private else "on"
     backend = (
-        f"memory-backend-file,id=mem-{dimm.name},share=on,mem-path={escaped(path)},"
+        f"memory-backend-file,id=mem-{dimm.name},share={share},mem-path={escaped(path)},"
         f"size={dimm.size},align={dimm.align}"
     )
     if dimm.kind == "virtio-pmem":
@@ -177,16 +229,45 @@ def _nvdimm(dimm: Nvdimm, path: Path) -> list[str]:
     return ["-object", backend, "-device", device]
 
 
-def _pci(device: PciDevice) -> list[str]:
-    options = [f"{key}={value}" for key, value in device.options]
+def _pci(device: PciDevice, slot: int, *, plugged: bool) -> list[str]:
+    args = []
+    where = {"addr": f"{slot:#x}"}
+    if device.port:
+        port = f"pcie-root-port,id={_port(device)},chassis={slot}"
+        args += ["-device", f"{port},addr={slot:#x}"]
+    if device.port or {"addr", "bus"} & set(dict(device.options)):
+        where = {}
+    args += _drive(device)
+    if plugged or not device.port:
+        options = {**plug(device), **where}
+        driver = options.pop("driver")
+        words = [driver, *(f"{key}={value}" for key, value in options.items())]
+        args += ["-device", ",".join(words)]
+    return args
+
+
+def plug(device: PciDevice) -> dict[str, str]:
+    """Return a device as QMP's device_add takes it."""
+    options = {"driver": device.device, "id": device.name, **dict(device.options)}
     if device.host:
-        options.insert(0, f"host={device.host}")
-    if device.device != "nvme" or any(key == "drive" for key, _ in device.options):
-        return ["-device", ",".join([device.device, f"id={device.name}", *options])]
-    # A disk of zeroes that keeps nothing: enough to be probed, bound and reset.
-    drive = f"driver=null-co,node-name={device.name}-disk,size={64 * MIB},read-zeroes=on"
-    options.insert(0, f"drive={device.name}-disk")
-    return ["-blockdev", drive, "-device", ",".join([device.device, f"id={device.name}", *options])]
+        options["host"] = device.host
+    if device.device == "nvme" and "drive" not in options:
+        options["drive"] = f"{device.name}-disk"
+    if device.port:
+        options["bus"] = _port(device)
+    return options
+
+
+def _port(device: PciDevice) -> str:
+    return f"port-{device.name}"
+
+
+def _drive(device: PciDevice) -> list[str]:
+    """Return a disk of zeroes that keeps nothing: enough to be probed, bound and reset."""
+    if device.device != "nvme" or "drive" in dict(device.options):
+        return []
+    disk = f"driver=null-co,node-name={device.name}-disk,size={64 * MIB},read-zeroes=on"
+    return ["-blockdev", disk]
 
 
 def escaped(path: Path) -> str:

@@ -96,6 +96,20 @@ class Qmp:
         except (QMPError, OSError, EOFError) as error:
             raise HostError(f"QEMU is gone ({command}: {error})") from error
 
+    def send_file(self, descriptor: int, name: str, *, timeout: float = 10.0) -> None:
+        """Hand QEMU an open file, which commands then name as ``fd:NAME``."""
+        assert self._client is not None
+        client = self._client
+
+        async def send() -> None:
+            client.send_fd_scm(descriptor)
+
+        try:
+            _Loop.call(send(), timeout)
+        except (concurrent.futures.TimeoutError, QMPError, OSError, EOFError) as error:
+            raise HostError(f"QEMU does not take a file: {error or 'no answer'}") from error
+        self.execute("getfd", {"fdname": name}, timeout=timeout)
+
     def close(self) -> None:
         """Drop the connection; an error on the way no longer matters."""
         if self._client is None:

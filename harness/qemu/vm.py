@@ -71,7 +71,7 @@ class Vm:
         if shutdown is None and self.event("SHUTDOWN") is not None:
             return self.death()
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        return GuestLost(f"QEMU died with {how}: {self.stderr()}")
+        return GuestLost(f"QEMU died with {how}: {self.words()}")
 
     def check(self) -> None:
         """Raise what ``death`` says."""
@@ -97,14 +97,14 @@ class Vm:
             return self._panic()
         return GuestReset(f"the guest ended unasked ({reason})", hint="see console.log")
 
-    def stderr(self) -> str:
-        """Return QEMU's own last words in one line."""
+    def words(self) -> str:
+        """Return what QEMU itself said, in one line."""
         try:
             text = (self.folder / "qemu.stderr").read_text(errors="replace")
         except OSError:
             return "it left no message"
         lines = [line for line in text.splitlines() if line.strip()]
-        return lines[-1].strip() if lines else "it left no message"
+        return "; ".join(line.strip() for line in lines[-3:]) if lines else "it left no message"
 
     def responds(self, timeout: float) -> None:
         """Prove that QEMU itself runs; GuestHung when its monitor says nothing in time."""
@@ -124,6 +124,8 @@ class Vm:
 
     def stop(self, *, grace: float) -> None:
         """End QEMU: ask it, then SIGKILL; ``grace`` seconds in between (0 kills at once)."""
+        if self._stopping:
+            return
         self._stopping = True
         if grace > 0 and self.child.poll() is None:
             with contextlib.suppress(HarnessError):
@@ -176,6 +178,6 @@ def _connect(child: subprocess.Popen[bytes], ours: tuple[socket.socket, ...], fo
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(0.5)
         if child.poll() is not None:
-            raise LaunchError(f"QEMU refused to start: {vm.stderr()}") from error
+            raise LaunchError(f"QEMU refused to start: {vm.words()}") from error
         raise
     return vm

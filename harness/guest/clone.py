@@ -1,0 +1,148 @@
+"""Clones: a template's guest going on in a QEMU of its own, copy-on-write."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.errors import GuestHung, GuestLost
+from harness.guest.boot import RAM, write_script
+from harness.guest.guest import Guest
+from harness.guest.provision import VfioInfo, pci_addresses
+from harness.guest.ssh import Ssh
+from harness.guest.template import STATE, Template
+from harness.qemu import argv, snapshot
+from harness.qemu.argv import Memory
+from harness.qemu.vm import Vm, launched
+
+log = logging.getLogger(__name__)
+
+#: How long a clone's guest may take to its first word, in seconds, before TCG's factor.
+RESUME_DEADLINE = 20.0
+
+
+@contextlib.contextmanager
+def cloned(template: Template, folder: Path) -> Iterator[Guest]:
+    """Run a clone for as long as the block lasts; it is killed without mercy then.
+
+    ``folder`` takes console.log and qemu.stderr.  RAM and NVDIMMs are private mappings of the
+    template's files, which are never written.  Raises LaunchError (QEMU refuses), GuestHung (the
+    guest does not go on) or GuestLost (its devices do not come back, SSH fails).
+    """
+    recipe = template.recipe
+    with contextlib.ExitStack() as stack:
+        state = os.open(template.path / STATE, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, state)
+        memory = Memory(template.path / RAM, shared=False)
+        write_script(recipe, template.nvdimms, folder / "qemu.sh")
+        begun = time.monotonic()
+        vm = stack.enter_context(
+            launched(
+                lambda wiring: recipe.argv(
+                    initramfs=recipe.images.initramfs,
+                    nvdimms=template.nvdimms,
+                    wiring=wiring,
+                    memory=memory,
+                ),
+                folder=folder,
+                pass_fds=(state,),
+                grace=0,
+            )
+        )
+        greeted = time.monotonic() - begun
+        snapshot.restore(vm, state)
+        running = time.monotonic() - begun
+        for device in recipe.machine.pci:
+            if device.port:
+                vm.qmp.execute("device_add", argv.plug(device))
+        nonce = _wake(template, vm)
+        guest = Guest(
+            machine=recipe.machine,
+            accel=recipe.accel,
+            vm=vm,
+            ssh=Ssh(vm.forwarded_port(), template.identity, check=vm.check),
+            workloads=recipe.workloads,
+        )
+        stack.callback(guest.ssh.close)
+        guest.facts = dict(template.facts)
+        guest.namespaces = dict(template.namespaces)
+        guest.installed = dict(template.workloads)
+        guest.ssh.connect(30.0 * guest.scale)
+        connected = time.monotonic() - begun
+        guest.adopt(_resumed(template, vm, nonce, guest.scale))
+        resumed = time.monotonic() - begun
+        _same_guest(guest, nonce)
+        guest.facts["how"] = "clone"
+        guest.facts["qmp_seconds"] = round(greeted, 3)
+        guest.facts["running_seconds"] = round(running, 3)
+        guest.facts["connected_seconds"] = round(connected, 3)
+        guest.facts["resumed_seconds"] = round(resumed, 3)
+        guest.facts["ssh_seconds"] = round(time.monotonic() - begun, 3)
+        yield guest
+
+
+def _wake(template: Template, vm: Vm) -> str:
+    """Send the line that the guest has waited for since it was saved; return its nonce."""
+    nonce = secrets.token_hex(16)
+    addresses = pci_addresses(vm)
+    wanted = [addresses[device.name] for device in template.recipe.machine.pci if device.vfio]
+    words = [nonce, f"{time.time():.6f}", secrets.token_hex(32), *wanted]
+    vm.shell.sendall((" ".join(words) + "\n").encode())
+    return nonce
+
+
+def _resumed(template: Template, vm: Vm, nonce: str, scale: float) -> dict[str, VfioInfo]:
+    """Wait for the guest's answer and return its vfio devices, each proven."""
+    pattern = re.compile(rb"nvh-resumed " + nonce.encode() + rb"((?: \S+=\S+)*)\r?\n")
+    said = _read_until(vm, pattern, RESUME_DEADLINE * scale)
+    named = {address: name for name, address in pci_addresses(vm).items()}
+    found = {}
+    for word in said.decode(errors="replace").split():
+        address, _, rest = word.partition("=")
+        driver, group, iommu, ident = (rest.split(",") + ["none"] * 4)[:4]
+        name = named.get(address, address)
+        if driver != "vfio-pci" or not group.isdigit() or iommu == "none":
+            raise GuestLost(
+                f"{name} ({address}) came back with driver {driver}, group {group}, IOMMU {iommu}"
+            )
+        found[name] = VfioInfo(name, address, ident, int(group), iommu, driver)
+    for device in template.recipe.machine.pci:
+        if device.vfio and device.name not in found:
+            raise GuestLost(f"{device.name} did not come back in the clone")
+        if device.vfio and device.id not in (None, found[device.name].id):
+            raise GuestLost(f"{device.name} is {found[device.name].id} and not {device.id}")
+    return found
+
+
+def _read_until(vm: Vm, pattern: re.Pattern[bytes], timeout: float) -> bytes:
+    deadline = time.monotonic() + timeout
+    said = b""
+    while not (match := pattern.search(said)):
+        vm.check()
+        left = deadline - time.monotonic()
+        if left <= 0 or len(said) > 1 << 16:
+            raise GuestHung(
+                f"the clone did not go on within {timeout:.0f} s", hint="see console.log"
+            )
+        vm.shell.settimeout(min(left, 0.1))
+        with contextlib.suppress(TimeoutError):
+            chunk = vm.shell.recv(4096)
+            if not chunk:
+                vm.check()
+                raise GuestLost("QEMU closed the guest's serial line")
+            said += chunk
+    vm.shell.settimeout(None)
+    return match[1]
+
+
+def _same_guest(guest: Guest, nonce: str) -> None:
+    """Prove over SSH that this is the guest whose own serial line was sent the nonce."""
+    done = guest.run("cat /run/nvh/nonce", check=False)
+    if done.stdout.strip() != nonce:
+        raise GuestLost("SSH leads to another guest than the one that was started")

@@ -1,0 +1,188 @@
+"""Templates: guests that were booted and provisioned once and saved, to be cloned at will."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import process
+from harness.errors import HostError, ImageError
+from harness.guest import provision
+from harness.guest.boot import RAM, Recipe, booted
+from harness.guest.guest import Guest
+from harness.guest.keys import Identity
+from harness.guest.provision import NamespaceInfo
+from harness.images.store import Entry, Store, file_hash, hash_of
+from harness.qemu import snapshot
+from harness.spec import Machine
+
+log = logging.getLogger(__name__)
+
+#: Raise it when a template is made in another way from the same inputs.
+_RECIPE = "2"
+KIND = "template"
+STATE = "state"
+_INFO = "info.json"
+_WAITING = re.compile(rb"nvh-resume: waiting")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A saved guest in the store."""
+
+    recipe: Recipe
+    path: Path
+    identity: Identity
+    facts: dict[str, Any]
+    namespaces: dict[str, NamespaceInfo]
+    workloads: dict[str, str]  # those in it -> sha256
+
+    @property
+    def nvdimms(self) -> dict[str, Path]:
+        """The files of its NVDIMMs."""
+        return {
+            dimm.name: nvdimm_file(self.path, dimm.name) for dimm in self.recipe.machine.nvdimms
+        }
+
+
+def nvdimm_file(folder: Path, name: str) -> Path:
+    """Return the file of an NVDIMM in a template."""
+    return folder / f"{name}.nvdimm"
+
+
+def why_not(machine: Machine) -> str | None:
+    """Say why a machine cannot be cloned, None when it can."""
+    if machine.has_host_device:
+        return "a device of the host cannot be saved"
+    for dimm in machine.nvdimms:
+        if dimm.path is not None:
+            return f"NVDIMM {dimm.name} has a path of its own, which clones would share"
+    return None
+
+
+def key(recipe: Recipe) -> str:
+    """Return the hash of exactly what a template depends on."""
+    cpu = _host_cpu() if recipe.accel == "kvm" else ""
+    return hash_of(
+        _RECIPE,
+        recipe.images.digest,
+        recipe.machine.digest,
+        file_hash(Path(recipe.qemu)),
+        recipe.accel,
+        cpu,
+        json.dumps(recipe.append),
+    )
+
+
+def _host_cpu() -> str:
+    """Return what -cpu max stands for on this host."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    wanted = [line for line in lines if line.startswith(("model name", "flags", "microcode"))]
+    return "\n".join([platform.release(), *wanted[:3]])
+
+
+def get(
+    recipe: Recipe,
+    store: Store,
+    *,
+    verify: Sequence[str] = ("*",),
+    say: Callable[[str], None] = log.info,
+) -> Template:
+    """Return the template of a recipe, made if it is not there or damaged.
+
+    One process makes it, others wait.  Raises snapshot.NotMigratable, or whatever keeps the guest
+    from booting.
+    """
+
+    def build(target: Path) -> None:
+        say(f"making a template of {recipe.images.kernel.release} on {recipe.machine.name}")
+        _build(recipe, target)
+
+    return load(recipe, store.get(KIND, key(recipe), build, verify=verify))
+
+
+def load(recipe: Recipe, entry: Entry) -> Template:
+    """Read a template's description; ImageError when it is none."""
+    try:
+        info = json.loads((entry.path / _INFO).read_text())
+        return Template(
+            recipe=recipe,
+            path=entry.path,
+            identity=Identity(**info["identity"]),
+            facts=info["facts"],
+            namespaces={name: NamespaceInfo(**item) for name, item in info["namespaces"].items()},
+            workloads=info["workloads"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ImageError(
+            f"{entry.path} is no template: {error}", hint="nvh image rm template"
+        ) from error
+
+
+def _build(recipe: Recipe, target: Path) -> None:
+    identity = Identity.generate()
+    with booted(recipe, target, template=identity) as guest:
+        assert guest.private is not None
+        prepare(guest)
+        guest.ssh.close()
+        _wait_for_resume(guest)
+        snapshot.save(guest.vm, target / STATE)
+        guest.vm.stop(grace=1.0)
+        _keep(guest.private / RAM, target / RAM)
+        for dimm in recipe.machine.nvdimms:
+            _keep(nvdimm_file(guest.private, dimm.name), nvdimm_file(target, dimm.name))
+        info = {
+            "identity": dataclasses.asdict(identity),
+            "facts": guest.facts,
+            "namespaces": {
+                name: dataclasses.asdict(item) for name, item in guest.namespaces.items()
+            },
+            "workloads": guest.installed,
+        }
+    (target / _INFO).write_text(json.dumps(info))
+    (target / _INFO).chmod(0o600)
+
+
+def prepare(guest: Guest) -> None:
+    """Do once what every clone would have to do: workloads, modules, warm caches."""
+    if guest.workloads.is_dir():
+        for binary in sorted(guest.workloads.iterdir()):
+            if binary.is_file() and os.access(binary, os.X_OK):
+                guest.install(binary.name)
+    guest.run("modprobe -a vfio-pci ext4 xfs 2>/dev/null; sync; true", timeout=60.0)
+    # Devices without migration state (edu) are blank in a clone: the guest forgets them here and
+    # finds them there by a rescan.
+    addresses = provision.pci_addresses(guest.vm)
+    for device in guest.machine.pci:
+        if not device.port:
+            guest.run(f"echo 1 > /sys/bus/pci/devices/{addresses[device.name]}/remove")
+
+
+def _wait_for_resume(guest: Guest) -> None:
+    """Leave the guest's serial shell waiting for the line that only a clone is sent."""
+    guest.vm.shell.settimeout(30.0)
+    guest.vm.shell.sendall(b"chmod 700 /run/nvh/resume; exec /run/nvh/resume\n")
+    said = b""
+    try:
+        while not _WAITING.search(said):
+            chunk = guest.vm.shell.recv(4096)
+            if not chunk:
+                break
+            said += chunk
+    except TimeoutError as error:
+        raise HostError("the guest's serial shell does not answer") from error
+
+
+def _keep(source: Path, target: Path) -> None:
+    """Copy a file with its holes: what the guest never touched costs no disk."""
+    cp = process.find("cp", package="coreutils")
+    process.run([cp, "--sparse=always", str(source), str(target)], timeout=300.0)
+    target.chmod(0o600)
