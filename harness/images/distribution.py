@@ -1,0 +1,79 @@
+"""The releases that packages come from: the host's own and others, their mirrors and keyrings."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import HostError
+
+#: What belongs to a release besides itself: where newer kernels of it are.
+_NO_SECURITY = re.compile(r"(sid|unstable|testing|experimental|.*-backports)\Z")
+_MIRRORS = {
+    "debian": "http://deb.debian.org/debian",
+    "ubuntu": "http://archive.ubuntu.com/ubuntu",
+}
+MIRROR_HINT = "check the network and the proxy, or set NVH_MIRROR to a mirror that answers"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of a distribution: ``debian`` ``bookworm``."""
+
+    name: str
+    codename: str
+
+
+def host_release() -> Release:
+    """Return the host's release; HostError if it is neither Debian nor Ubuntu nor made of one."""
+    try:
+        about = platform.freedesktop_os_release()
+    except OSError as error:
+        raise HostError("no /etc/os-release", hint="the host must be Debian or Ubuntu") from error
+    families = [about.get("ID", ""), *about.get("ID_LIKE", "").split()]
+    name = next((family for family in ("ubuntu", "debian") if family in families), None)
+    if name is None:
+        raise HostError(
+            f"{about.get('PRETTY_NAME', 'this host')} has no packages that we can use",
+            hint="the host must be Debian or Ubuntu",
+        )
+    derived = about.get(f"{name.upper()}_CODENAME")  # what a derivative is made of
+    return Release(name, derived or about.get("VERSION_CODENAME") or "sid")
+
+
+def mirror(name: str) -> str:
+    """Return the mirror of a distribution: ``$NVH_MIRROR``, else its public one."""
+    return os.environ.get("NVH_MIRROR", "").rstrip("/") or _MIRRORS[name]
+
+
+def sources(release: Release, *, whole: bool = False) -> tuple[str, ...]:
+    """Return the sources.list lines of a release with its security updates.
+
+    ``whole`` adds its backports, where newer series of the kernel are.
+    """
+    base = mirror(release.name)
+    suite = release.codename
+    if release.name == "ubuntu":
+        option = f"deb [signed-by={_keyring('ubuntu-archive-keyring', 'ubuntu-keyring')}]"
+        parts = ("", "-updates", "-security")
+        return tuple(f"{option} {base} {suite}{part} main universe" for part in parts)
+    option = f"deb [signed-by={_keyring('debian-archive-keyring', 'debian-archive-keyring')}]"
+    lines = [f"{option} {base} {suite} main"]
+    if not _NO_SECURITY.match(suite):
+        lines.append(f"{option} {base}-security {suite}-security main")
+        if whole:
+            lines.append(f"{option} {base} {suite}-updates main")
+            lines.append(f"{option} {base} {suite}-backports main")
+    return tuple(lines)
+
+
+def _keyring(name: str, package: str) -> Path:
+    """Return the keyring; newer releases name it .pgp."""
+    for suffix in (".gpg", ".pgp"):
+        path = Path("/usr/share/keyrings") / (name + suffix)
+        if path.is_file():
+            return path
+    raise HostError(f"no keyring {name}", hint=f"apt-get install {package}")
