@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from harness import __version__, ui
 from harness.commands import doctor, guests, inventory, logs, testing
 from harness.errors import EXIT_INTERRUPTED, EXIT_USAGE, HarnessError
+from harness.pool import ISOLATIONS
 
 _EPILOG = """\
 examples:
@@ -77,7 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument("-k", metavar="EXPR", help="only these: V3, 'V3 or L1', ext4, ...")
     _guest_options(test)
     test.add_argument("-n", metavar="N", help="run N guests at once (a number or auto)")
+    test.add_argument(
+        "--isolation",
+        choices=ISOLATIONS,
+        default="clone",
+        help="a fresh clone for each test (default), a cold boot, or one shared guest",
+    )
     test.add_argument("--results", metavar="DIR", help="where results go (default: results/)")
+    test.add_argument(
+        "--strict", action="store_true", help="a known issue that no longer shows is a failure"
+    )
     test.add_argument("--list", action="store_true", help="show the testcases and run nothing")
     test.set_defaults(pytest_args=[])
 

@@ -5,17 +5,16 @@ The pytest plugin and the command line both stand on this; neither boots anythin
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from harness import paths, rundir
-from harness.errors import HarnessError
-from harness.guest import Guest
-from harness.guest.boot import Recipe, booted
+from harness import paths
+from harness.guest import template
+from harness.guest.boot import Recipe
+from harness.guest.template import Template
 from harness.images.guest import GuestImages, prepare
 from harness.images.kernel import Kernel, resolve
 from harness.images.store import Store
@@ -33,6 +32,8 @@ class Options:
     kernel: str | None = None
     accel: str = "auto"
     machine: str = "default"
+    #: Images were verified by whoever started this process.
+    trusted: bool = False
 
 
 class Lab:
@@ -64,7 +65,7 @@ class Lab:
     @cached_property
     def images(self) -> GuestImages:
         """The guest's software."""
-        return prepare(self.kernel, self.store, progress=self.say)
+        return prepare(self.kernel, self.store, progress=self.say, verify=not self.options.trusted)
 
     @cached_property
     def qemu(self) -> str:
@@ -100,6 +101,14 @@ class Lab:
             append=append,
         )
 
+    def template(self, recipe: Recipe) -> Template:
+        """Return the template of a recipe, made if it is not there."""
+        return template.get(recipe, self.store, verify=self._verify, say=self.say)
+
+    @property
+    def _verify(self) -> tuple[str, ...]:
+        return () if self.options.trusted else ("*",)
+
     def properties(self) -> dict[str, str]:
         """Return what identifies a run: it goes into every report."""
         return {
@@ -113,51 +122,3 @@ class Lab:
             "machine.digest": self.machine.digest,
             "images.digest": self.images.digest,
         }
-
-
-class SharedGuest:
-    """One guest for test after test, replaced when it broke."""
-
-    def __init__(self, lab: Lab, folder: Path) -> None:
-        self._lab = lab
-        self._folder = folder
-        self._stack = contextlib.ExitStack()
-        self._guest: Guest | None = None
-        self._count = 0
-
-    def get(self) -> Guest:
-        """Return a sound guest, booting one when there is none."""
-        if self._guest is not None and not self._sound(self._guest):
-            self.close()
-        if self._guest is None:
-            self._count += 1
-            folder = self._folder / str(self._count)
-            folder.mkdir(parents=True)
-            rundir.sweep()
-            self._guest = self._stack.enter_context(booted(self._lab.recipe(), folder))
-        return self._guest
-
-    def _sound(self, guest: Guest) -> bool:
-        if guest.broken is not None or guest.vm.death() is not None:
-            return False
-        try:
-            guest.run("true", timeout=10.0)
-        except HarnessError as error:
-            log.warning("the guest is replaced: %s", error)
-            return False
-        return True
-
-    def close(self) -> None:
-        """End the guest."""
-        self._guest = None
-        self._stack.close()
-
-
-@contextlib.contextmanager
-def shared_guest(lab: Lab, folder: Path) -> Iterator[SharedGuest]:
-    """Hand out a shared guest for as long as the block lasts."""
-    shared = SharedGuest(lab, folder)
-    try:
-        yield shared
-    finally:
-        shared.close()

@@ -61,27 +61,38 @@ def run(
 ) -> Completed:
     """Run a host program to its end and return what it said.
 
-    ``timeout`` is in seconds.  Raises HostError when the program is missing, does not end in time
-    or, with ``check``, exits with another status than 0; the message carries its last words.
+    ``timeout`` is in seconds; after it the program is ended with all its children.  Raises
+    HostError when the program is missing, does not end in time or, with ``check``, exits with
+    another status than 0; the message carries its last words.
     """
     log.debug("run: %s", shell_line(argv))
     try:
-        done = subprocess.run(
+        # A session of its own, so that its children can be ended with it.
+        child = subprocess.Popen(
             list(argv),
-            input=stdin if stdin is not None else "",
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=timeout,
             env=None if env is None else {**os.environ, **env},
             cwd=cwd,
-            check=False,
+            start_new_session=True,
         )
-    except FileNotFoundError as error:
-        raise HostError(f"{argv[0]} is not installed", hint="run make setup") from error
-    except subprocess.TimeoutExpired as error:
-        raise HostError(f"no end after {timeout:.0f} s: {shell_line(argv)}") from error
-    result = Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and (cwd is None or cwd.is_dir()):
+            raise HostError(f"{argv[0]} is not installed", hint="run make setup") from error
+        raise HostError(f"{error.filename or argv[0]}: {error.strerror}") from error
+    with child:
+        try:
+            stdout, stderr = child.communicate(stdin or "", timeout=timeout)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise HostError(f"no end after {timeout:.0f} s: {shell_line(argv)}") from error
+            raise
+    result = Completed(tuple(argv), child.returncode, stdout, stderr)
     if check and result.status != 0:
         words = (result.stderr.strip() or result.stdout.strip()).splitlines()
         last = words[-1] if words else "it said nothing"

@@ -7,6 +7,7 @@ xdist the workers run tests and write each test's folder; the controller writes 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Generator, Iterator
@@ -25,15 +26,20 @@ from harness.errors import (
     HostError,
 )
 from harness.guest import CommandTimeout, Guest
-from harness.lab import Lab, Options, SharedGuest, shared_guest
+from harness.lab import Lab, Options
 from harness.observe import Observer
+from harness.pool import ISOLATIONS, GuestPool, Wish, guest_pool
 from harness.report import junit, summary, table
 from harness.report.record import TestRecord
 from harness.report.results import ResultsDir
 from harness.verdict.expectation import Case, Catalogue, Mismatch, NotProven, row_id
-from harness.verdict.status import Status, exit_code
+from harness.verdict.known import KnownIssues
+from harness.verdict.status import Status
 
 _ROW = re.compile(r"\b([A-Za-z])(\d{1,3})\b(?!\w)")
+
+
+_SPLAT = "the kernel's log shows a fault"
 
 
 class Splat(AssertionError):
@@ -51,6 +57,8 @@ class _State:
     records: list[TestRecord] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     properties: dict[str, Any] = field(default_factory=dict)
+    known: KnownIssues = field(default_factory=KnownIssues)
+    strict: bool = False
 
 
 _STATE = pytest.StashKey[_State]()
@@ -66,11 +74,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--nvh-kernel", metavar="K", help="bzImage, kernel tree or debian:6.1")
     group.addoption("--nvh-accel", metavar="A", default="auto", help="auto, kvm or tcg")
     group.addoption("--nvh-machine", metavar="M", default="default", help="name or .toml file")
+    group.addoption(
+        "--nvh-isolation",
+        choices=ISOLATIONS,
+        default="clone",
+        help="what a test without a marker gets: a fresh clone, a cold boot or a shared guest",
+    )
+    group.addoption(
+        "--nvh-strict", action="store_true", help="a known issue that no longer shows is a failure"
+    )
+    group.addoption("--nvh-trusted", action="store_true", help="images have just been verified")
     group.addoption("--nvh-results", metavar="DIR", help="an existing results directory")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let -k take the catalogue's ids: V1 is that row alone, not V11."""
+    for noisy in ("paramiko", "invoke", "fabric", "qemu", "asyncio", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    config.addinivalue_line("markers", "isolation(level): clone, boot or shared")
+    config.addinivalue_line("markers", "machine(name): another machine than the run's")
+    config.addinivalue_line("markers", "kernel_args(*words): more of the guest's command line")
     keyword = config.getoption("keyword", "")
     if keyword:
         config.option.keyword = _ROW.sub(lambda match: f"test_{match[0].lower()}_", keyword)
@@ -91,12 +114,15 @@ def _state(config: pytest.Config) -> _State:
             kernel=config.getoption("--nvh-kernel"),
             accel=config.getoption("--nvh-accel"),
             machine=config.getoption("--nvh-machine"),
+            trusted=bool(config.getoption("--nvh-trusted")),
         )
         config.stash[_STATE] = _State(
             results=results,
             lab=Lab(options),
             catalogue=Catalogue.load(root / "testcases" / "catalogue"),
             options=_again(options),
+            known=KnownIssues.load(root / "testcases" / "known-issues.toml"),
+            strict=bool(config.getoption("--nvh-strict")),
         )
     return config.stash[_STATE]
 
@@ -127,14 +153,13 @@ def lab(request: pytest.FixtureRequest) -> Lab:
 
 
 @pytest.fixture(scope="session")
-def guests(request: pytest.FixtureRequest) -> Iterator[SharedGuest]:
+def guests(request: pytest.FixtureRequest) -> Iterator[GuestPool]:
     """Where guests come from."""
     state = _state(request.config)
-    worker = _worker(request.config)
-    folder = state.results.path / "guests" / (worker or "main")
+    folder = state.results.path / "guests" / (_worker(request.config) or "main")
     folder.mkdir(parents=True)
-    with shared_guest(state.lab, folder) as shared:
-        yield shared
+    with guest_pool(state.lab, folder) as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -149,13 +174,29 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture
-def guest(request: pytest.FixtureRequest, guests: SharedGuest) -> Guest:
-    """A booted guest of the run's machine, with its namespaces made and its devices bound."""
-    given = guests.get()
-    observer = Observer(given, request.node.nodeid)
-    observer.begin()
-    request.node.stash[_OBSERVER] = observer
-    return given
+def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
+    """A guest of the run's machine, with its namespaces made and its devices bound.
+
+    It is a fresh clone unless the test is marked otherwise: ``isolation("boot")`` or
+    ``isolation("shared")``, ``machine("NAME")``, ``kernel_args("WORD", ...)``.
+    """
+    with guests.guest(_wish(request.node, request.config)) as given:
+        observer = Observer(given, request.node.nodeid)
+        request.node.stash[_OBSERVER] = observer
+        observer.begin()
+        yield given
+
+
+def _wish(item: pytest.Item, config: pytest.Config) -> Wish:
+    def words(name: str) -> tuple[str, ...]:
+        marker = item.get_closest_marker(name)
+        return tuple(str(word) for word in marker.args) if marker else ()
+
+    isolation = (words("isolation") or (str(config.getoption("--nvh-isolation")),))[0]
+    if isolation not in ISOLATIONS:
+        raise pytest.UsageError(f"{item.nodeid}: no isolation is called {isolation!r}")
+    machine = words("machine")
+    return Wish(isolation, machine[0] if machine else None, words("kernel_args"))
 
 
 # Verdicts
@@ -173,7 +214,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
             observer.end(case.allowed if case else ())
     if observer is not None and observer.unexpected:
         titles = "; ".join(finding.title for finding in observer.unexpected)
-        raise Splat(f"the kernel's log shows a fault: {titles}")
+        raise Splat(f"{_SPLAT}: {titles}")
     return outcome
 
 
@@ -210,6 +251,11 @@ def pytest_runtest_makereport(
         if _OUTCOME not in item.stash:
             item.stash[_OUTCOME] = (status, message, hint)
         words = f"{status}: {message}" + (f" ({hint})" if hint else "")
+        known = _known(item) if status is Status.FAIL else ""
+        if known:
+            # As an expected failure: pytest counts it apart.
+            report.outcome = "skipped"
+            report.wasxfail = f"known issue {known}"
         if status is Status.SKIP:
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.location[1] or 0, words)
@@ -221,6 +267,19 @@ def pytest_runtest_makereport(
         record.save(folder)
         report.user_properties.append(("nvh-record", str(folder / "result.json")))
     return report
+
+
+def _known(item: pytest.Item) -> str:
+    """Return the id of the known issue that explains a test's failure, splats and all."""
+    state = _state(item.config)
+    _, message, _ = item.stash[_OUTCOME]
+    observer = item.stash.get(_OBSERVER, None)
+    titles = [finding.title for finding in observer.unexpected] if observer else []
+    release = state.lab.kernel.release
+    # The message may merely repeat the splats.
+    symptoms = [*titles, *([] if message.startswith(_SPLAT) else [message])]
+    issue = state.known.explain(item.name, release, symptoms)
+    return issue.id if issue else ""
 
 
 def _record(item: pytest.Item) -> TestRecord:
@@ -246,6 +305,7 @@ def _record(item: pytest.Item) -> TestRecord:
     row = state.catalogue.of_test(item.name)
     seconds = time.time() - item.stash.get(_BEGUN, time.time())
     data = made.record if made else {}
+    expected = state.known.concerning(item.name, state.lab.kernel.release)
     if made is not None:
         (folder / "facts.json").write_text(json.dumps(data, indent=1, default=repr) + "\n")
     return TestRecord(
@@ -260,6 +320,8 @@ def _record(item: pytest.Item) -> TestRecord:
         proofs=tuple(data.get("proofs", ())),
         facts=facts,
         findings=tuple(findings),
+        known=_known(item) if status is Status.FAIL else "",
+        fixed=tuple(issue.id for issue in expected) if status is Status.PASS else (),
         excerpts=excerpts,
     )
 
@@ -308,6 +370,7 @@ class _Reporter:
             started=started,
             seconds=seconds,
             options=state.options,
+            strict=state.strict,
         )
 
     def pytest_terminal_summary(self) -> None:
@@ -336,7 +399,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def verdict_of(results: Path) -> int:
     """Return a run's exit code from its summary; 125 when it left none."""
     try:
-        tests = json.loads((results / "summary.json").read_text())["tests"]
-        return exit_code(Status(test["status"]) for test in tests)
+        return int(json.loads((results / "summary.json").read_text())["exit_code"])
     except (OSError, ValueError, KeyError, TypeError):
         return EXIT_UNTESTABLE

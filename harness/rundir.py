@@ -57,13 +57,24 @@ def rundir() -> Iterator[Path]:
     Raises HostError when the host has no room.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base()))
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        folder, fd = _make()
     except OSError as error:
         raise HostError(f"cannot make a working directory: {error.strerror}") from error
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(fd)
+
+
+def _make() -> tuple[Path, int]:
+    """Return a fresh directory and the descriptor that holds its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base()))
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # Another process's sweep may have come between making and locking it.
+            if folder.is_dir():
+                return folder, fd
+            os.close(fd)

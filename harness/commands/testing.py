@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -12,8 +13,11 @@ import pytest
 
 from harness import paths, ui
 from harness.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNTESTABLE, UsageError
+from harness.guest import template as templates
 from harness.lab import Lab, Options
+from harness.pool import budget
 from harness.process import shell_line
+from harness.qemu.snapshot import NotMigratable
 from harness.report.results import ResultsDir
 from harness.verdict.expectation import Catalogue
 
@@ -31,28 +35,50 @@ def test(args: argparse.Namespace) -> int:
         lab.say = shown.say
         lab.machine  # noqa: B018 - a wrong machine file is told before anything is fetched
         if args.dry_run:
-            print(shell_line(["pytest", *_arguments(root, args, root / "results" / "DRY-RUN")]))
+            print(
+                shell_line(
+                    [
+                        "pytest",
+                        *_arguments(root, args, root / "results" / "DRY-RUN", lab.machine.memory),
+                    ]
+                )
+            )
             return EXIT_OK
         recipe = lab.recipe()
+        if args.isolation == "clone" and templates.why_not(recipe.machine) is None:
+            with contextlib.suppress(NotMigratable):
+                lab.template(recipe)
     results = ResultsDir.create(Path(args.results) if args.results else root / "results")
     logging.basicConfig(
         filename=results.path / "harness.log",
         level=logging.DEBUG,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    for noisy in ("paramiko", "qemu", "asyncio", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     print(
         f"kernel {lab.kernel.release} ({lab.kernel.origin}), machine {recipe.machine.name}, "
         f"{lab.accel.name} ({lab.accel.why})\nresults in {_shown(results.path)}",
         flush=True,
     )
     os.chdir(root)
-    status = pytest.main(_arguments(root, args, results.path))
+    status = pytest.main(_arguments(root, args, results.path, recipe.machine.memory))
     return _exit_code(int(status), results.path, args.k)
 
 
-def _arguments(root: Path, args: argparse.Namespace, results: Path) -> list[str]:
+def _workers(asked: str | None, memory: int) -> int:
+    """Return how many tests run at once: no more than memory carries, for auto one a core."""
+    if asked is None:
+        return 1
+    if asked != "auto" and not asked.isdigit():
+        raise UsageError(f"-n {asked}: neither a number nor auto")
+    wanted = len(os.sched_getaffinity(0)) if asked == "auto" else max(1, int(asked))
+    # Each worker has a guest under test and one that is getting ready.
+    possible = max(1, budget(memory) // 2)
+    if possible < wanted:
+        print(f"{possible} tests at once instead of {wanted}: memory is short", flush=True)
+    return min(wanted, possible)
+
+
+def _arguments(root: Path, args: argparse.Namespace, results: Path, memory: int) -> list[str]:
     chosen = [
         str(root / TESTCASES),
         f"--rootdir={root}",
@@ -63,13 +89,18 @@ def _arguments(root: Path, args: argparse.Namespace, results: Path) -> list[str]
         f"--nvh-results={results}",
         f"--nvh-accel={args.accel}",
         f"--nvh-machine={args.machine}",
+        f"--nvh-isolation={args.isolation}",
+        "--nvh-trusted",
     ]
+    if args.strict:
+        chosen.append("--nvh-strict")
     if args.kernel:
         chosen.append(f"--nvh-kernel={args.kernel}")
     if args.k:
         chosen += ["-k", args.k]
-    if args.n:
-        chosen += ["-n", str(args.n)]
+    workers = _workers(args.n, memory)
+    if workers > 1:
+        chosen += ["-n", str(workers), "--dist", "worksteal"]
     return [*chosen, *args.pytest_args]
 
 

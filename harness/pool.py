@@ -1,0 +1,204 @@
+"""Guests for tests: a fresh clone for each, a cold boot or a shared guest where one is asked for.
+
+The next clone is started, and its SSH session opened, while a test still runs, so that a test
+rarely waits.  A clone is handed out once and killed afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import rundir
+from harness.errors import HarnessError
+from harness.guest import Guest
+from harness.guest import template as templates
+from harness.guest.boot import Recipe, booted
+from harness.guest.clone import cloned
+from harness.guest.template import Template
+from harness.lab import Lab
+from harness.qemu.snapshot import NotMigratable
+
+log = logging.getLogger(__name__)
+
+ISOLATIONS = ("clone", "boot", "shared")
+
+#: What a guest may cost the host beyond its machine's RAM, in bytes: QEMU and NVDIMM pages.
+OVERHEAD = 512 << 20
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The guest that a test asks for."""
+
+    isolation: str = "clone"
+    machine: str | None = None  # None: the run's
+    append: tuple[str, ...] = ()
+
+
+@dataclass
+class _Warm:
+    """A clone on its way, or ready."""
+
+    template: Template
+    stack: contextlib.ExitStack
+    guest: Future[Guest]
+
+
+def memory_available() -> int:
+    """Return what the host can still give, in bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def budget(machine_memory: int) -> int:
+    """Return how many guests of a size the host's memory carries, at least one."""
+    return max(1, memory_available() // (machine_memory + OVERHEAD))
+
+
+class GuestPool:
+    """Where a process's guests come from."""
+
+    def __init__(
+        self, lab: Lab, folder: Path, *, ahead: int = 1, say: Callable[[str], None] = log.warning
+    ) -> None:
+        self._lab = lab
+        self._folder = folder
+        self._ahead = ahead if budget(lab.machine.memory) > ahead else 0
+        self._say = say
+        self._numbers = itertools.count(1)
+        self._templates: dict[str, Template | None] = {}
+        self._warm: list[_Warm] = []
+        self._shared: dict[str, tuple[contextlib.ExitStack, Guest]] = {}
+        self._starter = ThreadPoolExecutor(max_workers=max(ahead, 1), thread_name_prefix="pool")
+        rundir.sweep()
+
+    @contextlib.contextmanager
+    def guest(self, wish: Wish) -> Iterator[Guest]:
+        """Hand out a guest for as long as the block lasts."""
+        machine = self._lab.find_machine(wish.machine) if wish.machine else None
+        recipe = self._lab.recipe(machine, append=wish.append)
+        if wish.isolation == "shared":
+            yield self._shared_guest(recipe)
+            return
+        template = self._template(recipe) if wish.isolation == "clone" else None
+        if template is None:
+            with booted(recipe, self._new_folder()) as guest:
+                yield guest
+            return
+        with self._take(template) as guest:
+            self._refill(template)
+            yield guest
+
+    def _template(self, recipe: Recipe) -> Template | None:
+        """Return the recipe's template, None when such a guest cannot be cloned."""
+        key = templates.key(recipe)
+        if key not in self._templates:
+            reason = templates.why_not(recipe.machine)
+            try:
+                self._templates[key] = None if reason else self._lab.template(recipe)
+            except NotMigratable as error:
+                reason = error.message
+                self._templates[key] = None
+            if reason:
+                self._say(f"machine {recipe.machine.name} is booted for every test: {reason}")
+        return self._templates[key]
+
+    def _take(self, template: Template) -> contextlib.AbstractContextManager[Guest]:
+        for warm in self._warm:
+            if warm.template == template:
+                self._warm.remove(warm)
+                return self._handed_out(warm)
+        return self._handed_out(self._start(template))
+
+    @contextlib.contextmanager
+    def _handed_out(self, warm: _Warm) -> Iterator[Guest]:
+        try:
+            yield warm.guest.result()
+        finally:
+            warm.stack.close()
+
+    def _start(self, template: Template) -> _Warm:
+        stack = contextlib.ExitStack()
+        folder = self._new_folder()
+
+        def start() -> Guest:
+            return stack.enter_context(cloned(template, folder))
+
+        return _Warm(template, stack, self._starter.submit(start))
+
+    def _refill(self, template: Template) -> None:
+        for warm in [warm for warm in self._warm if warm.template != template]:
+            self._warm.remove(warm)
+            self._throw_away(warm)
+        while len(self._warm) < self._ahead:
+            self._warm.append(self._start(template))
+
+    @staticmethod
+    def _throw_away(warm: _Warm) -> None:
+        with contextlib.suppress(HarnessError):
+            warm.guest.result()
+        warm.stack.close()
+
+    def _shared_guest(self, recipe: Recipe) -> Guest:
+        """Return the recipe's shared guest, another one when it broke."""
+        key = templates.key(recipe)
+        if key in self._shared:
+            stack, guest = self._shared[key]
+            if sound(guest):
+                return guest
+            del self._shared[key]
+            stack.close()
+        stack = contextlib.ExitStack()
+        template = self._template(recipe)
+        if template is None:
+            guest = stack.enter_context(booted(recipe, self._new_folder()))
+        else:
+            guest = stack.enter_context(cloned(template, self._new_folder()))
+        self._shared[key] = (stack, guest)
+        return guest
+
+    def _new_folder(self) -> Path:
+        folder = self._folder / str(next(self._numbers))
+        folder.mkdir(parents=True)
+        return folder
+
+    def close(self) -> None:
+        """End every guest."""
+        for warm in self._warm:
+            self._throw_away(warm)
+        self._warm.clear()
+        for stack, _ in self._shared.values():
+            stack.close()
+        self._shared.clear()
+        self._starter.shutdown()
+
+
+def sound(guest: Guest) -> bool:
+    """Whether a guest can be given another test."""
+    if guest.broken is not None or guest.vm.death() is not None:
+        return False
+    try:
+        guest.run("true", timeout=10.0)
+    except HarnessError as error:
+        log.warning("the shared guest is replaced: %s", error)
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def guest_pool(lab: Lab, folder: Path) -> Iterator[GuestPool]:
+    """Hand out guests for as long as the block lasts."""
+    pool = GuestPool(lab, folder)
+    try:
+        yield pool
+    finally:
+        pool.close()

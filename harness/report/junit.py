@@ -1,0 +1,141 @@
+"""junit.xml in the layout of pytest's xunit1, with properties on the suite and on each test."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from junitparser import (
+    Error,
+    Failure,
+    JUnitXml,
+    JUnitXmlError,
+    Properties,
+    Property,
+    Skipped,
+    TestCase,
+    TestSuite,
+)
+
+from harness.errors import HostError
+from harness.report.escape import one_line, xml_safe
+from harness.report.record import EXCERPT_LIMIT, TestRecord
+from harness.report.results import write_atomic
+from harness.verdict.status import Status
+
+_SUITE = "nvdimm-harness"
+
+
+def build(
+    records: Iterable[TestRecord], properties: Mapping[str, Any], *, started: str = ""
+) -> bytes:
+    """Return junit.xml; ``properties`` describe the run, ``started`` is in ISO 8601."""
+    suite = TestSuite(_SUITE)
+    if started:
+        suite.timestamp = started
+    for name, value in properties.items():
+        suite.add_property(xml_safe(name, 80), xml_safe(_text(value), 1024))
+    for record in records:
+        suite.add_testcase(_testcase(record))
+    document = JUnitXml()
+    document.add_testsuite(suite)
+    return _render(document)
+
+
+def write(
+    path: Path,
+    records: Iterable[TestRecord],
+    properties: Mapping[str, Any],
+    *,
+    started: str = "",
+) -> Path:
+    """Write junit.xml, whole or not at all; called after each test."""
+    return write_atomic(path, build(records, properties, started=started))
+
+
+def merge(paths: Sequence[Path], out: Path) -> Path:
+    """Write the suites of several junit.xml files into one; HostError names one that is broken."""
+    whole = JUnitXml()
+    for path in paths:
+        try:
+            document = JUnitXml.fromstring(path.read_bytes())
+        except (OSError, SyntaxError, JUnitXmlError) as error:
+            raise HostError(f"{path}: not JUnit: {error}") from error
+        if isinstance(document, TestSuite):
+            whole.add_testsuite(document)
+        else:
+            for suite in document:
+                whole.add_testsuite(suite)
+    return write_atomic(out, _render(whole))
+
+
+def _testcase(record: TestRecord) -> TestCase:
+    path = record.nodeid.partition("[")[0].partition("::")[0]
+    case = TestCase(
+        xml_safe(record.name, 200),
+        classname=xml_safe(path.removesuffix(".py").replace("/", "."), 200),
+        time=round(record.seconds, 3),
+    )
+    properties = Properties()  # type: ignore[no-untyped-call]
+    for name, value in _properties(record).items():
+        properties.add_property(Property(xml_safe(name, 80), xml_safe(_text(value), 1024)))
+    case.append(properties)  # type: ignore[no-untyped-call]
+    result = _result(record)
+    if result is not None:
+        case.result = [result]
+    excerpt = record.excerpt()
+    if excerpt:
+        case.system_out = xml_safe(excerpt, EXCERPT_LIMIT)
+    return case
+
+
+def _properties(record: TestRecord) -> dict[str, Any]:
+    found: dict[str, Any] = {"status": record.status.value, "folder": record.folder}
+    if record.known:
+        found["known"] = record.known
+    if record.row:
+        found["row"] = record.row
+    if record.title:
+        found["title"] = record.title
+    sources = {str(item["source"]): None for item in record.expectations if item.get("source")}
+    if sources:
+        found["source"] = "; ".join(sources)
+    found.update({f"fact.{key}": value for key, value in record.facts.items()})
+    return found
+
+
+def _result(record: TestRecord) -> Failure | Error | Skipped | None:
+    message = xml_safe(one_line(record.message or record.status.meaning, 500))
+    if record.known:
+        return Skipped(f"known issue {xml_safe(record.known, 80)}: {message}", "known-issue")
+    if record.status is Status.FAIL:
+        found = Failure(message, record.status.value)
+        details = [record.message, *(_finding(item) for item in record.findings)]
+        found.text = xml_safe("\n\n".join(details), EXCERPT_LIMIT)
+        return found
+    if record.status in (Status.ERROR, Status.MISS):
+        error = Error(message, record.status.value)
+        error.text = xml_safe(f"{record.message}\n{record.hint}", EXCERPT_LIMIT)
+        return error
+    if record.status is Status.SKIP:
+        hint = f" (to enable: {record.hint})" if record.hint else ""
+        return Skipped(xml_safe(one_line(record.message + hint, 500)), "pytest.skip")
+    return None
+
+
+def _finding(finding: Mapping[str, Any]) -> str:
+    trace = "\n".join(str(line) for line in finding.get("trace", ()))
+    return f"{finding.get('kind')}: {finding.get('title')}\n{trace}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def _render(document: JUnitXml) -> bytes:
+    document.update_statistics()  # type: ignore[no-untyped-call]
+    buffer = io.BytesIO()
+    document.write(buffer, pretty=False)
+    return buffer.getvalue()

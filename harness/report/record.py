@@ -1,0 +1,131 @@
+"""What is known of one test, as it is kept in the test's folder and read by every report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HostError
+from harness.report.escape import one_line, slug, tail
+from harness.report.results import write_json
+from harness.verdict.status import Status
+
+FORMAT = 1
+#: Bytes of all excerpts of one test in a report; the whole text lies in the test's folder.
+EXCERPT_LIMIT = 16 << 10
+
+
+@dataclass(frozen=True)
+class TestRecord:
+    """The verdict on one test and what it rests on."""
+
+    __test__ = False  # not a class of tests, whatever pytest thinks of its name
+
+    nodeid: str
+    status: Status
+    seconds: float
+    row: str | None = None  # id of the catalogue's row
+    title: str = ""
+    message: str = ""  # why it did not pass, one line
+    hint: str = ""  # what to do about it, one line
+    expectations: tuple[Mapping[str, Any], ...] = ()  # as Case records them
+    proofs: tuple[Mapping[str, Any], ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    findings: tuple[Mapping[str, Any], ...] = ()  # kernel splats that no test declared
+    known: str = ""  # id of the known issue that explains a FAIL
+    fixed: tuple[str, ...] = ()  # known issues that were expected here and did not show
+    excerpts: Mapping[str, str] = field(default_factory=dict)  # name -> last lines of it
+
+    @property
+    def word(self) -> str:
+        """The verdict as a person reads it: a known failure is told apart from a new one."""
+        return "KNOWN" if self.known else self.status.value
+
+    @property
+    def name(self) -> str:
+        """The test's function with its parameters."""
+        path, bracket, parameters = self.nodeid.partition("[")
+        return path.rpartition("::")[2] + bracket + parameters
+
+    @property
+    def folder(self) -> str:
+        """The test's folder, relative to the run's directory."""
+        return f"tests/{slug(self.nodeid)}"
+
+    @property
+    def seen(self) -> str:
+        """What was seen, on one printable line."""
+        if self.status not in (Status.PASS, Status.DONE) and self.message:
+            return one_line(self.message)
+        shown = [f"{item['what']}: {_word(item['seen'])}" for item in self.expectations]
+        return one_line(", ".join(shown) or self.message)
+
+    def again(self, options: Sequence[str] = ()) -> str:
+        """Return the command that runs this test again; ``options`` are those of the run."""
+        return shlex.join(["nvh", "test", "-k", _selector(self.name), *options])
+
+    def excerpt(self) -> str:
+        """Return the excerpts as one printable text of at most EXCERPT_LIMIT characters."""
+        share = EXCERPT_LIMIT // max(1, len(self.excerpts)) - 64
+        parts = [
+            f"--- {one_line(name, 40)}\n{tail(text, share // 2 if len(text) > share else share)}"
+            for name, text in self.excerpts.items()
+            if text.strip()
+        ]
+        return "\n".join(parts)[:EXCERPT_LIMIT]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON can hold it."""
+        values = asdict(self)
+        values["status"] = self.status.value
+        values["seconds"] = round(self.seconds, 3)
+        return {"format": FORMAT, **values}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TestRecord:
+        """Return the record that ``to_json`` gave; ValueError or KeyError when it is none."""
+        if values.get("format") != FORMAT:
+            raise ValueError(f"format {values.get('format')!r} is not {FORMAT}")
+        return cls(
+            nodeid=str(values["nodeid"]),
+            status=Status(values["status"]),
+            seconds=float(values["seconds"]),
+            row=values.get("row"),
+            title=str(values.get("title", "")),
+            message=str(values.get("message", "")),
+            hint=str(values.get("hint", "")),
+            expectations=tuple(values.get("expectations", ())),
+            proofs=tuple(values.get("proofs", ())),
+            facts=dict(values.get("facts", {})),
+            findings=tuple(values.get("findings", ())),
+            known=str(values.get("known", "")),
+            fixed=tuple(values.get("fixed", ())),
+            excerpts=dict(values.get("excerpts", {})),
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Write result.json into the test's folder, whole or not at all."""
+        return write_json(folder / "result.json", self.to_json())
+
+    @classmethod
+    def load(cls, file: Path) -> TestRecord:
+        """Read a result.json; HostError when it is none."""
+        try:
+            return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise HostError(f"{file}: no test record: {error}") from error
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=repr)
+
+
+def _selector(name: str) -> str:
+    """Return a -k expression; pytest's grammar takes brackets and dots, but no spaces or quotes."""
+    plain = name.replace("_", "").replace("-", "").replace(".", "")
+    plain = plain.replace("[", "").replace("]", "")
+    return name if plain.isalnum() and plain.isascii() else name.partition("[")[0]

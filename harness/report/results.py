@@ -1,0 +1,129 @@
+"""The directory of one run: everything is written as it happens and survives a kill at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HostError
+from harness.report.escape import slug
+
+_FULL = {errno.ENOSPC: "disk full", errno.EDQUOT: "disk full (quota)"}
+
+
+@dataclass(frozen=True)
+class ResultsDir:
+    """results/DATE-TIME/ of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, base: Path) -> ResultsDir:
+        """Make base/DATE-TIME[-N]/ and let base/latest point to it.
+
+        Two runs of the same second get two directories.  Raises HostError when it cannot be made.
+        """
+        stamp = time.strftime("%Y-%m-%d-%H%M%S")
+        with _named(base):
+            base.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = base / (stamp if number == 1 else f"{stamp}-{number}")
+            with _named(path):
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    continue
+                (path / "tests").mkdir()
+            break
+        _point(base / "latest", path.name)
+        return cls(path.absolute())
+
+    @classmethod
+    def open(cls, path: Path) -> ResultsDir:
+        """Return a run's directory that another process has made."""
+        if not (path / "tests").is_dir():
+            raise HostError(f"{path} is no results directory")
+        return cls(path.absolute())
+
+    def test_dir(self, nodeid: str) -> Path:
+        """Return the folder of a test, made if need be; two tests never share one."""
+        path = self.path / "tests" / slug(nodeid)
+        with _named(path):
+            path.mkdir(exist_ok=True)
+        return path
+
+    def write(self, name: str, data: str | bytes) -> Path:
+        """Write a file of the run, whole or not at all."""
+        return write_atomic(self.path / name, data)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a JSON file of the run, whole or not at all."""
+        return write_json(self.path / name, value)
+
+
+def write_atomic(path: Path, data: str | bytes) -> Path:
+    """Write a file aside, sync it and rename it into place.
+
+    A reader sees the old file or the new one.  Raises HostError that names the path when the disk
+    is full, in which case an older file is untouched.
+    """
+    raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _named(path):
+        try:
+            with aside.open("wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write JSON, indented, whole or not at all; what JSON cannot hold is written as its repr."""
+    return write_atomic(path, json.dumps(value, indent=1, default=repr) + "\n")
+
+
+def append(path: Path, data: str | bytes) -> None:
+    """Add to a file that grows as the run goes on; HostError when the disk is full."""
+    raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
+    with _named(path), path.open("ab") as file:
+        file.write(raw)
+
+
+def _point(link: Path, target: str) -> None:
+    """Make ``link`` a symbolic link to ``target``, with no moment without one."""
+    aside = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    with _named(link):
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(target)
+        try:
+            aside.replace(link)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a HostError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise HostError(
+                f"{_FULL[error.errno]}: {path}", hint="free space or give --results another disk"
+            ) from error
+        raise HostError(f"cannot write {path}: {error.strerror}") from error

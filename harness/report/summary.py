@@ -1,0 +1,104 @@
+"""summary.json: the run on one page for programs, rewritten after each test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.report.record import TestRecord
+from harness.report.results import write_json
+from harness.verdict.expectation import plain
+from harness.verdict.status import Status, exit_code
+
+FORMAT = 1
+
+
+def counts(records: Sequence[TestRecord]) -> dict[str, int]:
+    """Return how many tests ended with each status, all six of them."""
+    found = Counter(record.status for record in records)
+    return {status.value: found[status] for status in Status}
+
+
+def verdict(records: Sequence[TestRecord], *, strict: bool = False) -> int:
+    """Return the run's exit code: a known failure is none, a known issue that is gone is one.
+
+    The latter only with ``strict``: then the list of known issues is to be put right.
+    """
+    statuses = [Status.DONE if record.known else record.status for record in records]
+    if strict and any(record.fixed for record in records):
+        statuses.append(Status.FAIL)
+    return exit_code(statuses)
+
+
+def build(
+    records: Sequence[TestRecord],
+    properties: Mapping[str, Any],
+    *,
+    started: str = "",
+    seconds: float | None = None,
+    options: Sequence[str] = (),
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Return the summary.
+
+    ``seconds`` is the run's duration, None while it goes on: a summary with ``"finished": false``
+    is of a run that was killed.
+    """
+    return {
+        "format": FORMAT,
+        "started": started,
+        "finished": seconds is not None,
+        "seconds": None if seconds is None else round(seconds, 3),
+        "exit_code": verdict(records, strict=strict),
+        "properties": plain(properties),
+        "counts": counts(records),
+        "tests": [_entry(record, options) for record in records],
+    }
+
+
+def write(
+    path: Path,
+    records: Sequence[TestRecord],
+    properties: Mapping[str, Any],
+    *,
+    started: str = "",
+    seconds: float | None = None,
+    options: Sequence[str] = (),
+    strict: bool = False,
+) -> Path:
+    """Write summary.json, whole or not at all."""
+    return write_json(
+        path,
+        build(
+            records,
+            properties,
+            started=started,
+            seconds=seconds,
+            options=options,
+            strict=strict,
+        ),
+    )
+
+
+def _entry(record: TestRecord, options: Sequence[str]) -> dict[str, Any]:
+    return {
+        "id": record.row,
+        "test": record.nodeid,
+        "title": record.title,
+        "status": record.status.value,
+        "seconds": round(record.seconds, 3),
+        "seen": record.seen,
+        "known": record.known,
+        "fixed": list(record.fixed),
+        "message": record.message,
+        "hint": record.hint,
+        "expectations": plain(record.expectations),
+        "findings": [
+            {key: finding.get(key) for key in ("kind", "title", "severity")}
+            for finding in record.findings
+        ],
+        "folder": record.folder,
+        "again": record.again(options),
+    }

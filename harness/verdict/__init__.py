@@ -1,0 +1,1 @@
+"""What was observed, judged: statuses, expectations and the reading of kernel logs."""

@@ -1,0 +1,335 @@
+"""Find the faults that a kernel reports in a stream of console or dmesg text.
+
+The stream may be cut anywhere.  Whole blocks are scanned for a few literals first, at the speed of
+bytes.find(); only lines that hold one, and the lines of a report that such a line began, are taken
+apart.  Nothing here knows of guests: bytes go in, findings come out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from harness.verdict.finding import Finding, unexpected
+from harness.verdict.logline import LIMIT, Line, clean, messages, parse, rows
+from harness.verdict.patterns import (
+    ASKED_FOR,
+    BANNER,
+    BANNER_KEYS,
+    CUT_HERE,
+    END,
+    END_KEY,
+    Header,
+    Kind,
+    triggers,
+)
+from harness.verdict.reboot import Boot
+from harness.verdict.splat import RULED, Splat, header_of
+
+__all__ = ["Classifier", "Finding", "Kind", "classify", "unexpected"]
+
+_TRIGGERS = triggers()
+#: An ended report's tail (registers again, modules) may still come within so many lines.
+_TAIL = 120
+#: Bytes of a report that are taken at once where no line of them holds a trigger.
+_BULK = 4096
+_PARTIAL = 64 << 10
+_LOOK_BACK = 16 << 10
+_BOOT_KEPT = 48 << 10
+
+_KERNEL_STAMP = re.compile(rb"(?:^|\n)[^\n]{0,60}\[ *\d+\.\d{6}\](?: |\[)")
+_ANY_STAMP = re.compile(rb"\[ *(\d{1,7}\.\d{6})\]")
+
+
+class Classifier:
+    """Reads a stream piece by piece; ``feed`` returns the findings that are complete."""
+
+    def __init__(self) -> None:
+        self._partial = b""
+        self._skipping = False  # within a line without an end, behind what is looked at
+        self._line = 0
+        self._stamped = False
+        self._open: dict[str, Splat] = {}
+        self._done: list[Finding] = []
+        self._ended_at = -_TAIL
+        self._tail = b""
+        self._boots = 0
+        self._first_boot = b""
+        self._boot: Boot | None = None
+        self._panicked = False  # since the last boot
+
+    @property
+    def panicked(self) -> bool:
+        """Whether the kernel that speaks last has panicked, as soon as that is sure."""
+        return self._panicked or any(
+            report.kind is Kind.PANIC and report.confirmed for report in self._open.values()
+        )
+
+    def feed(self, data: bytes) -> list[Finding]:
+        """Take the next piece of the stream, cut anywhere."""
+        if self._skipping:
+            _, newline, data = data.partition(b"\n")
+            if not newline:
+                return []
+            self._skipping = False
+            data = b"\n" + data
+        data = self._partial + data
+        cut = data.rfind(b"\n") + 1
+        block, self._partial = data[:cut], data[cut:]
+        if len(self._partial) > _PARTIAL:
+            self._partial, self._skipping = self._partial[:LIMIT], True
+        if block:
+            self._block(block)
+        return self._take()
+
+    def finish(self) -> list[Finding]:
+        """End the stream: what is open is a finding, cut short or not."""
+        if self._partial:
+            self._block(self._partial + b"\n")
+            self._partial = b""
+        self._end_boot()
+        for context in list(self._open):
+            self._close(context, at_end=True)
+        return self._take()
+
+    def _take(self) -> list[Finding]:
+        done, self._done = sorted(self._done, key=lambda f: f.first_line), []
+        return done
+
+    def _block(self, block: bytes) -> None:
+        """Go through whole lines: fast where nothing is open, line by line where a report is."""
+        if not self._stamped and _KERNEL_STAMP.search(block):
+            self._stamped = True
+        starts = _candidates(block)
+        position = 0
+        index = 0
+        while position < len(block):
+            if not self._open and self._boot is None:
+                while index < len(starts) and starts[index] < position:
+                    index += 1
+                if index == len(starts):
+                    self._line += block.count(b"\n", position)
+                    break
+                self._line += block.count(b"\n", position, starts[index])
+                position = starts[index]
+            while index < len(starts) and starts[index] < position:
+                index += 1
+            stop = starts[index] if index < len(starts) else len(block)
+            if position < stop:
+                taken = self._bulk(block[position : min(stop, position + _BULK)])
+                if taken:
+                    position += taken
+                    continue
+            end = block.find(b"\n", position)
+            self._line += 1
+            raw = block[position:end]
+            if index < len(starts) and starts[index] == position:
+                self._candidate(raw, block, position)
+            else:
+                self._follow(parse(clean(raw.strip(b"\r"))))
+            position = end + 1
+        self._first_boot += block[: max(0, _BOOT_KEPT - len(self._first_boot))]
+        self._tail = (self._tail + block[-_LOOK_BACK:])[-_LOOK_BACK:]
+
+    def _bulk(self, piece: bytes) -> int:
+        """Give lines without a trigger to the reports that are open; return the bytes taken.
+
+        Returns 0 when the lines have to be looked at one by one.
+        """
+        reports = self._open.values()
+        if self._boot is not None or any(not report.steady for report in reports):
+            return 0
+        # No more lines than could end a report, so that it ends where it would line by line.
+        end = 0
+        for _ in range(min(report.room for report in reports)):
+            newline = piece.find(b"\n", end)
+            if newline < 0:
+                break
+            end = newline + 1
+        piece = piece[:end]
+        if not piece:
+            return 0
+        found = rows(piece, stamped=self._stamped)
+        if found is None or any(
+            line.stamped != self._stamped for line in (r.line for r in reports)
+        ):
+            return 0
+        if b"=====" in piece and any(report.kind in RULED for report in reports):
+            return 0
+        for context, report in list(self._open.items()):
+            report.take(found, self._line)
+            if report.complete:
+                self._close(context)
+        self._line += len(found)
+        return len(piece)
+
+    # Headers
+
+    def _candidate(self, raw: bytes, block: bytes, position: int) -> None:
+        for line in messages(raw):
+            if BANNER.match(line.text):
+                self._banner(line, block[:position])
+                continue
+            found = header_of(line.text)
+            if found is not None:
+                self._begin(line, *found)
+            elif CUT_HERE in line.text and line.text.startswith("---"):
+                self._cut_here(line)
+            else:
+                self._follow(line)
+
+    def _begin(self, line: Line, header: Header, match: re.Match[str]) -> None:
+        report = self._open.get(line.caller)
+        if report is not None and report.absorb(header, match, line, self._line):
+            if report.ended:
+                self._close(line.caller)
+            return
+        if report is not None:
+            self._close(line.caller)
+        self._pass_by(line)
+        report = Splat.begun(self._line, line, header, match)
+        # Where the kernel stamps its lines, one without a stamp is a program's until more follows.
+        foreign = self._stamped and not line.stamped
+        report.needs_proof = header.confirm or foreign
+        if header.one_line and not foreign:
+            self._finish_report(report, at_end=False)
+        else:
+            self._open[line.caller] = report
+
+    def _cut_here(self, line: Line) -> None:
+        before = self._open.get(line.caller)
+        if before is not None:
+            if before.awaits_bug:
+                self._follow(line)  # words, then this line, then BUG(): one report
+                return
+            self._close(line.caller)
+        self._pass_by(line)
+        report = Splat(self._line, line, needs_proof=True)
+        report.add(line.text, self._line)
+        report.confirmed = False
+        self._open[line.caller] = report
+
+    # Lines of a report
+
+    def _follow(self, line: Line) -> None:
+        """Give a line to the reports that it belongs to."""
+        if self._boot is not None:
+            self._boot.add(line)
+            if self._boot.complete:
+                self._end_boot()
+        if not self._open:
+            if END_KEY in line.text:
+                self._orphan(line)
+            return
+        for context, report in list(self._open.items()):
+            report.seen += 1
+            if report.owns(line):
+                report.add(line.text, self._line)
+                if report.is_end(line.text):
+                    self._close(context)
+                    continue
+            if report.complete:
+                self._close(context)
+
+    def _pass_by(self, line: Line) -> None:
+        """Count a line that begins a report of its own for the others that are open."""
+        for report in self._open.values():
+            report.seen += 1
+        if self._boot is not None:
+            self._boot.add(line)
+            if self._boot.complete:
+                self._end_boot()
+
+    def _orphan(self, line: Line) -> None:
+        """Report the end of a trace whose beginning nobody saw."""
+        if not END.match(line.text) or self._line - self._ended_at < _TAIL:
+            return
+        if self._stamped and not line.stamped:
+            return
+        self._ended_at = self._line
+        panic = "Kernel panic" in line.text
+        kind = Kind.PANIC if panic else Kind.OOPS
+        self._done.append(
+            Finding(
+                kind=kind,
+                title="end of a report without its start",
+                severity=kind.severity,
+                first_line=self._line,
+                last_line=self._line,
+                taint="",
+                trace=(line.text,),
+                corrupted=True,
+            )
+        )
+
+    def _close(self, context: str, *, at_end: bool = False) -> None:
+        self._finish_report(self._open.pop(context), at_end=at_end)
+
+    def _finish_report(self, report: Splat, *, at_end: bool) -> None:
+        finding = report.finding(at_end=at_end, log_is_stamped=self._stamped)
+        if finding is not None:
+            self._ended_at = self._line
+            self._panicked = self._panicked or finding.kind is Kind.PANIC
+            self._done.append(finding)
+
+    # Boots
+
+    def _banner(self, line: Line, earlier: bytes) -> None:
+        """A kernel begins to boot: the first of the stream, asked for, or unexpected.
+
+        ``earlier`` is what stands before it in the block that is being read.
+        """
+        if self._boot is not None and self._boot.seen < 60:
+            self._boot.add(line)
+            return
+        before = (self._tail + earlier)[-_LOOK_BACK:]
+        full = line.text.startswith(BANNER_KEYS[0])
+        if full and self._stamped and not line.stamped:
+            return
+        for context in list(self._open):
+            self._close(context)
+        before = before[max(0, before.rfind(BANNER_KEYS[0].encode())) :]
+        stamps = [float(stamp) for stamp in _ANY_STAMP.findall(before)[-200:]]
+        again = any(stamps) or (self._boots > 0 and full)
+        explained = self._panicked or ASKED_FOR.search(before[-6000:]) is not None
+        self._boots += full
+        if not again:
+            self._first_boot = b""
+        elif not explained:
+            known = (self._first_boot + earlier)[:_BOOT_KEPT]
+            self._boot = Boot(self._line, line, max(stamps, default=0.0), known)
+        self._panicked = False
+
+    def _end_boot(self) -> None:
+        boot, self._boot = self._boot, None
+        if boot is not None and not boot.is_a_copy():
+            self._done.append(boot.finding())
+
+
+def classify(lines: Iterable[str]) -> list[Finding]:
+    """Return the findings of a log given as lines, with or without line ends, in order."""
+    classifier = Classifier()
+    found: list[Finding] = []
+    block: list[str] = []
+    for line in lines:
+        block.append(line.rstrip("\n"))
+        if len(block) >= 4096:
+            found += classifier.feed(_encode(block))
+            block = []
+    found += classifier.feed(_encode(block)) + classifier.finish()
+    return sorted(found, key=lambda finding: finding.first_line)
+
+
+def _encode(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+
+
+def _candidates(block: bytes) -> list[int]:
+    """Return where the lines begin that hold a trigger, in order."""
+    starts: set[int] = set()
+    for trigger in _TRIGGERS:
+        at = block.find(trigger)
+        while at >= 0:
+            starts.add(block.rfind(b"\n", 0, at) + 1)
+            at = block.find(trigger, block.find(b"\n", at))
+    return sorted(starts)

@@ -1,0 +1,108 @@
+"""Known issues: rows that a kernel is known to fail, and what the failure looks like there.
+
+A known issue explains one failure of one test on a range of kernels.  Another symptom is a new
+failure, and a known issue that no longer shows is told, so that the list stays true.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.toml_table import Table
+
+_CONDITION = re.compile(r"(<=|>=|<|>)\s*(\d+(?:\.\d+)*)")
+
+
+@dataclass(frozen=True)
+class KnownIssue:
+    """Why a kernel fails some tests, and how that shows."""
+
+    id: str
+    title: str
+    tests: tuple[str, ...]  # patterns of test names, as of the shell
+    kernels: tuple[str, ...]  # conditions that all hold: ">=6.1", "<6.15"
+    symptom: re.Pattern[str]  # of the failure's message or of a finding's title
+    evidence: str
+    link: str
+
+    def concerns(self, test: str, release: str) -> bool:
+        """Whether it is expected to show in a test on a kernel."""
+        return any(fnmatch.fnmatchcase(test, pattern) for pattern in self.tests) and all(
+            _holds(condition, release) for condition in self.kernels
+        )
+
+
+class KnownIssues:
+    """All of them."""
+
+    def __init__(self, issues: Iterable[KnownIssue] = ()) -> None:
+        self._issues = tuple(issues)
+
+    @classmethod
+    def load(cls, file: Path) -> KnownIssues:
+        """Read testcases/known-issues.toml; SpecError names file, table and key."""
+        root = Table.load(file)
+        issues = [_read(table) for table in root.tables("issue")]
+        root.done()
+        return cls(issues)
+
+    def __iter__(self) -> Iterator[KnownIssue]:
+        return iter(self._issues)
+
+    def concerning(self, test: str, release: str) -> tuple[KnownIssue, ...]:
+        """Return what is expected to show in a test (its name with parameters) on a kernel."""
+        return tuple(issue for issue in self._issues if issue.concerns(test, release))
+
+    def explain(self, test: str, release: str, symptoms: Iterable[str]) -> KnownIssue | None:
+        """Return the known issue that explains every symptom of a failure, None for a new one."""
+        seen = [symptom for symptom in symptoms if symptom]
+        for issue in self.concerning(test, release):
+            if seen and all(issue.symptom.search(symptom) for symptom in seen):
+                return issue
+        return None
+
+
+def version(release: str) -> tuple[int, ...]:
+    """Return the numbers that a release starts with: (6, 12, 117) of 6.12.117+deb12-amd64."""
+    match = re.match(r"\d+(?:\.\d+)*", release)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _holds(condition: str, release: str) -> bool:
+    match = _CONDITION.fullmatch(condition)
+    assert match is not None  # checked when it was read
+    have, bound = version(release), version(match[2])
+    # 6.12.117 is neither above nor below 6.12: it is 6.12.
+    have = have[: len(bound)]
+    return {"<": have < bound, "<=": have <= bound, ">": have > bound, ">=": have >= bound}[
+        match[1]
+    ]
+
+
+def _read(table: Table) -> KnownIssue:
+    symptom = table.string("symptom")
+    try:
+        pattern = re.compile(symptom)
+    except re.error as error:
+        raise table.error("symptom", f"is no regular expression: {error}") from error
+    kernels = table.strings("kernels")
+    for condition in kernels:
+        if not _CONDITION.fullmatch(condition):
+            raise table.error("kernels", f"{condition!r} is not a condition such as '<6.15'")
+    issue = KnownIssue(
+        id=table.string("id"),
+        title=table.string("title"),
+        tests=table.strings("tests"),
+        kernels=kernels,
+        symptom=pattern,
+        evidence=table.string("evidence"),
+        link=table.string("link", ""),
+    )
+    table.done()
+    if not issue.tests:
+        raise table.error("tests", "is missing: which tests does it explain?")
+    return issue

@@ -1,0 +1,413 @@
+"""What the first line of a kernel report looks like: data for the classifier.
+
+Each header is looked for at the start of a kernel message (after time stamp and caller id), never
+in its middle: "foo[12]: BUG: ..." is a program's message.  ``key`` is a literal that the line must
+contain; the set of keys is what the classifier scans for before it looks at any line.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+
+class Kind(StrEnum):
+    """What kind of fault the kernel reports."""
+
+    PANIC = "panic"
+    OOPS = "oops"
+    BUG = "bug"
+    WARNING = "warning"
+    KASAN = "kasan"
+    KMSAN = "kmsan"
+    KCSAN = "kcsan"
+    UBSAN = "ubsan"
+    KFENCE = "kfence"
+    LOCKDEP = "lockdep"
+    RCU_STALL = "rcu-stall"
+    SOFT_LOCKUP = "soft-lockup"
+    HARD_LOCKUP = "hard-lockup"
+    HUNG_TASK = "hung-task"
+    GENERAL_PROTECTION = "general-protection"
+    PAGE_FAULT = "page-fault"
+    REFCOUNT = "refcount"
+    LIST_CORRUPTION = "list-corruption"
+    OOM_KILL = "oom-kill"
+    DMAR_FAULT = "dmar-fault"
+    RESET = "reset"
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is."""
+        return _SEVERITIES.get(self, Severity.ERROR)
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    FATAL = "fatal"  # the kernel does not run any more
+    ERROR = "error"
+    WARNING = "warning"
+
+
+_SEVERITIES = {
+    Kind.PANIC: Severity.FATAL,
+    Kind.RESET: Severity.FATAL,
+    Kind.WARNING: Severity.WARNING,
+    Kind.LOCKDEP: Severity.WARNING,
+    Kind.KCSAN: Severity.WARNING,
+    Kind.OOM_KILL: Severity.WARNING,
+    Kind.DMAR_FAULT: Severity.WARNING,
+}
+
+
+class Where(Enum):
+    """Where a report says which function is concerned."""
+
+    HEADER = "the header itself"
+    IP = "the instruction pointer"
+    FRAME = "the first telling frame of the call trace"
+    SLEEP = "the first frame that is not about sleeping"
+    LOCK = "the place where the lock is taken"
+    NOWHERE = "nothing to look for"
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first line of a report."""
+
+    kind: Kind
+    key: str
+    regex: re.Pattern[str]
+    title: str  # a format: the regex's groups and {where}
+    where: Where = Where.NOWHERE
+    trace: bool = True  # whether a call trace or registers belong to it
+    confirm: bool = False  # whether it is only words until a line of a report follows
+    die: bool = False  # whether it is the line that die() prints into a report that began before
+    one_line: bool = False  # whether it is complete in itself
+
+
+def _header(
+    kind: Kind, key: str, regex: str, title: str, where: Where = Where.NOWHERE, **flags: bool
+) -> Header:
+    return Header(kind, key, re.compile(regex), title, where, **flags)
+
+
+#: The message is not the first thing on its line: these prefixes are the kernel's own.
+_PREFIX = r"(?:(?:NMI )?watchdog: |rcu: |traps: |CPU ?\d+:? )*"
+
+_LOCKDEP = (
+    r"possible circular locking dependency|possible irq lock inversion dependency"
+    r"|possible recursive locking|possible deadlock|inconsistent lock state"
+    r"|[A-Z_]+-safe -> [A-Z_]+-unsafe lock order|bad unlock balance|bad contention"
+    r"|held lock freed|[Nn]ested lock was not taken|Invalid wait context"
+    r"|lock held (?:when returning to user space|at task exit time)"
+    r"|.{1,40} still has locks held|trying to register non-static key|suspicious RCU usage"
+)
+
+#: In this order: the first that matches is the report's kind.
+HEADERS: tuple[Header, ...] = (
+    _header(
+        Kind.PANIC,
+        "Kernel panic",
+        r"Kernel panic(?: - not syncing)?(?:: ?(?P<what>.*))?",
+        "kernel panic: {what}",
+        confirm=True,
+    ),
+    _header(
+        Kind.OOPS,
+        "PANIC:",
+        _PREFIX + r"PANIC: (?P<what>double fault|early exception)",
+        "{what} in {where}",
+        Where.IP,
+    ),
+    _header(
+        Kind.KASAN,
+        "BUG: KASAN:",
+        r"BUG: KASAN: (?P<what>.*?)(?: in (?P<func>[\w.]+)(?:\+.*)?| on address.*| at addr.*)?$",
+        "KASAN: {what} in {where}",
+        Where.HEADER,
+    ),
+    _header(
+        Kind.KMSAN,
+        "BUG: KMSAN:",
+        r"BUG: KMSAN: (?P<what>.*?)(?: in (?P<func>[\w.]+).*)?$",
+        "KMSAN: {what} in {where}",
+        Where.HEADER,
+    ),
+    _header(
+        Kind.KCSAN,
+        "BUG: KCSAN:",
+        r"BUG: KCSAN: (?P<what>.*?)(?: in (?P<func>[\w.]+(?:\+\S+)?(?: / [\w.]+)?).*)?$",
+        "KCSAN: {what} in {where}",
+        Where.HEADER,
+        trace=False,
+    ),
+    _header(
+        Kind.KFENCE,
+        "BUG: KFENCE:",
+        r"BUG: KFENCE: (?P<what>.*?)(?: in (?P<func>[\w.]+).*)?$",
+        "KFENCE: {what} in {where}",
+        Where.HEADER,
+    ),
+    _header(
+        Kind.SOFT_LOCKUP,
+        "soft lockup",
+        _PREFIX + r"BUG: soft lockup",
+        "soft lockup in {where}",
+        Where.IP,
+    ),
+    _header(
+        Kind.HARD_LOCKUP,
+        "hard LOCKUP",
+        _PREFIX + r"(?:Watchdog |self-)?detected hard LOCKUP",
+        "hard lockup in {where}",
+        Where.IP,
+    ),
+    _header(
+        Kind.LOCKDEP,
+        ":",
+        rf"(?:\[ )?(?:WARNING|INFO|BUG): (?:\[ BUG: )?(?P<what>{_LOCKDEP})",
+        "{what} in {where}",
+        Where.LOCK,
+    ),
+    _header(
+        Kind.PAGE_FAULT,
+        "NULL pointer dereference",
+        _PREFIX + r"(?:BUG: |(?:BUG: )?[Uu]nable to handle )[Kk]ernel NULL pointer dereference",
+        "NULL pointer dereference in {where}",
+        Where.IP,
+    ),
+    _header(
+        Kind.PAGE_FAULT,
+        "nable to handle",
+        _PREFIX + r"(?:BUG: [Uu]|U)nable to handle (?:kernel|page|paging)",
+        "page fault in {where}",
+        Where.IP,
+    ),
+    _header(
+        Kind.PAGE_FAULT,
+        "Unhandled",
+        r"(?:Unhandled|Bad|Imprecise) (?:fault|prefetch abort|data abort|exception):?.* at "
+        r"(?:0x)?[0-9a-f]{8}",
+        "unhandled fault in {where}",
+        Where.IP,
+        confirm=True,
+    ),
+    _header(
+        Kind.GENERAL_PROTECTION,
+        "general protection fault",
+        r"(?:Oops: )?general protection fault(?:[,:]| maybe)",
+        "general protection fault in {where}",
+        Where.IP,
+    ),
+    _header(
+        Kind.BUG,
+        "usercopy:",
+        r"usercopy: [Kk]ernel memory (?P<what>\w+) attempt detected",
+        "BUG: usercopy {what} in {where}",
+        Where.FRAME,
+    ),
+    _header(
+        Kind.REFCOUNT,
+        "refcount_t",
+        r"refcount_t(?: \w+)?: (?P<what>[^.;]*)",
+        "refcount: {what} in {where}",
+        Where.FRAME,
+    ),
+    *(
+        _header(
+            Kind.LIST_CORRUPTION,
+            key,
+            r"(?P<what>(?:__)?h?list_\w+) (?:corruption|double add)",
+            "{what} corruption in {where}",
+            Where.FRAME,
+        )
+        for key in ("list_add", "list_del")
+    ),
+    _header(
+        Kind.BUG,
+        "ernel BUG",
+        r"[Kk]ernel BUG (?:at )?(?P<what>.*?)!?$",
+        "BUG at {what} in {where}",
+        Where.IP,
+    ),
+    _header(
+        Kind.BUG,
+        "BUG ",
+        r"BUG (?P<what>\S+) \((?:Not tainted|Tainted)[^)]*\): (?P<why>.*)",
+        "BUG {what}: {why}",
+    ),
+    _header(
+        Kind.RCU_STALL,
+        "INFO: rcu",
+        _PREFIX + r"INFO: (?P<what>rcu\w*) (?:self-)?detected(?: expedited)? stall",
+        "{what} stall in {where}",
+        Where.IP,
+    ),
+    _header(
+        Kind.HUNG_TASK,
+        "INFO: task",
+        r"INFO: task (?P<what>.*):\d+ (?:blocked|is blocked)(?: in I/O wait)? for more than",
+        "task {what} hung in {where}",
+        Where.SLEEP,
+    ),
+    _header(
+        Kind.HUNG_TASK,
+        "blocked for more than",
+        r"(?P<what>.*):\d+ blocked for more than \d+ seconds",
+        "task hung in {where}",
+        Where.SLEEP,
+        confirm=True,
+    ),
+    _header(
+        Kind.UBSAN,
+        "UBSAN:",
+        r"UBSAN: (?P<what>.*?) in (?P<func>\S+)",
+        "UBSAN: {what} in {where}",
+        Where.HEADER,
+    ),
+    _header(
+        Kind.WARNING,
+        "WARNING: ",
+        r"WARNING: (?:CPU: \d+ PID: \d+ )?at (?P<file>[\w./+-]+\.[chS])(?::(?P<line>\d+))?"
+        r"(?: (?P<func>[A-Za-z_][\w.]*)(?:\+|\())?",
+        "WARNING in {where} ({file}:{line})",
+        Where.HEADER,
+    ),
+    _header(  # since v6.18
+        Kind.WARNING,
+        "WARNING: ",
+        r"WARNING: (?:\[.*\] )?(?P<file>[\w./+-]+\.[chS]):(?P<line>\d+) at (?P<func>[\w.]+)",
+        "WARNING in {where} ({file}:{line})",
+        Where.HEADER,
+    ),
+    _header(
+        Kind.WARNING,
+        "WARNING: ",
+        r"WARNING: (?:CPU: \d+ PID: \d+\b|at [\w./+-]+\.[chS]\b|kernel stack (?:regs|frame)\b)",
+        "WARNING in {where}",
+        Where.IP,
+        confirm=True,
+    ),
+    _header(
+        Kind.OOM_KILL,
+        "invoked oom-killer",
+        r".{1,32} invoked oom-killer: ",
+        "out of memory: killed {where}",
+    ),
+    _header(
+        Kind.OOM_KILL,
+        "ut of memory",
+        r"(?:Memory cgroup o|O)ut of memory(?: \(\w+\))?: Kill(?:ed)? process",
+        "out of memory: killed {where}",
+        trace=False,
+    ),
+    _header(
+        Kind.DMAR_FAULT,
+        "] Request device [",
+        r"(?:dmar_fault: )?DMAR: ?\[(?P<what>DMA \w+|INTR-REMAP|\w+)[^]]*\] Request device "
+        r"\[(?P<device>[^]]*)\].*?(?:\[fault reason \w+\] ?(?P<why>.*))?$",
+        "DMAR: {what} fault by {device}: {why}",
+        trace=False,
+        one_line=True,
+    ),
+    _header(
+        Kind.DMAR_FAULT,
+        "AMD-Vi: Event",
+        r"(?:\S+ (?P<device>[\da-fA-F:.]+): )?AMD-Vi: Event logged \[(?P<what>[A-Z_]+)",
+        "AMD-Vi: {what} fault",
+        trace=False,
+        one_line=True,
+    ),
+    _header(
+        Kind.DMAR_FAULT,
+        "fault from EP",
+        r"\S+ \S+: (?P<what>\w+) fault from EP (?P<device>\d+)",
+        "virtio-iommu: {what} fault by endpoint {device}",
+        trace=False,
+        one_line=True,
+    ),
+    _header(
+        Kind.DMAR_FAULT,
+        "context fault",
+        r"arm-smmu\S* \S+: Unhandled context fault",
+        "SMMU: unhandled context fault",
+        trace=False,
+        one_line=True,
+    ),
+    _header(
+        Kind.BUG,
+        "unregister_netdevice",
+        r"unregister_netdevice: waiting for \S+ to become free",
+        "unregister_netdevice: waiting for a device to become free",
+        trace=False,
+        one_line=True,
+    ),
+    _header(
+        Kind.BUG,
+        "Busy inodes after unmount",
+        r"VFS: Busy inodes after unmount",
+        "VFS: busy inodes after unmount",
+        trace=False,
+        one_line=True,
+    ),
+    _header(
+        Kind.BUG,
+        "failed to free all reserved pages",
+        r".{0,80}failed to free all reserved pages",
+        "failed to free all reserved pages",
+        trace=False,
+        one_line=True,
+    ),
+    _header(
+        Kind.BUG,
+        "BUG:",
+        _PREFIX + r"(?:\[ )?BUG:(?: (?P<what>.+?))?(?: \])?$",
+        "BUG: {what}",
+        trace=False,
+    ),
+    _header(
+        Kind.OOPS,
+        "[#",
+        _PREFIX
+        + r"(?P<what>[A-Za-z][^\[\]]{0,120}?)(?:[:,] [0-9a-fx]{4,16})?(?: ilc:\d)? ?\[#\d+\]",
+        "{what} in {where}",
+        Where.IP,
+        confirm=True,
+        die=True,
+    ),
+)
+
+#: Where a report may begin before its header (WARN() prints its own words in between).
+CUT_HERE = "[ cut here ]"
+#: Where a report ends.
+END = re.compile(r"---\[ end (?:trace|Kernel panic)")
+END_KEY = "---[ end "
+#: A new boot of the kernel; see Classifier for which of them is unexpected.
+BANNER = re.compile(r"(?:Linux version \d+\.\d+|(?:.*\. )?Booting the kernel\.)")
+BANNER_KEYS = ("Linux version ", "Booting the kernel.")
+#: Words that explain a reset.
+ASKED_FOR = re.compile(
+    rb"reboot: |[Rr]estarting system|[Rr]ebooting|Emergency (?:Restart|Remount)|sysrq: Resetting"
+    rb"|[Pp]ower(?:ing)?[ -](?:off|down)|going down for|[Ss]hutting down|kexec|System halted"
+)
+
+#: Messages that look like a header and are none.
+NOT_A_HEADER = re.compile(
+    r"BUG: (?:no syscalls can create|[a-z]+ is deprecated)"
+    r"|INFO: (?:lockdep is turned off|Stall ended before|NMI handler|sys_)"
+)
+
+
+#: Keys whose lines hold another trigger anyway: BUG:, INFO: or "nable to handle".
+_IMPLIED = {":", "soft lockup", "NULL pointer dereference"}
+
+
+def triggers() -> tuple[bytes, ...]:
+    """Return the literals to scan for, as few as will do: every header has at least one of them."""
+    keys = {header.key for header in HEADERS} - _IMPLIED
+    keys |= {"WARNING: ", "INFO: ", "BUG:", "---[ ", *BANNER_KEYS}
+    short = {key for key in keys if not any(other in key for other in keys if other != key)}
+    return tuple(sorted(key.encode() for key in short))
