@@ -1,0 +1,54 @@
+"""A block device whose I/O takes as long as a test wants: what O_DIRECT pins wait for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.guest import Guest
+from harness.verdict.expectation import Case
+
+#: How long one transfer takes.  The operation under test must start, and be watched for a
+#: second, well within it, also in a guest under TCG on a busy host.
+SECONDS = 5
+
+# dm-delay holds a transfer back before it reaches the device, so a late read brings late data.
+# There need not be a udev in the guest: dmsetup makes the node itself.
+_DM_DELAY = f"""
+[ -b /dev/mapper/nvh-slow ] && exit 0
+modprobe -q brd rd_nr=1 rd_size=1024
+modprobe -q dm-delay
+[ -b /dev/ram0 ] || exit 1
+DM_DISABLE_UDEV=1 dmsetup create nvh-slow --table "0 2048 delay /dev/ram0 0 {SECONDS * 1000}"
+"""
+
+# Its partition table is looked for when it appears, which takes a few of its slow reads.
+_NULL_BLK = f"""
+[ -b /dev/nullb0 ] && exit 0
+modprobe -q null_blk nr_devices=1 gb=1 bs=4096 queue_mode=2 irqmode=2 \
+    completion_nsec={SECONDS}000000000
+[ -b /dev/nullb0 ]
+"""
+
+
+@dataclass(frozen=True)
+class SlowDevice:
+    """Paths in the guest; ``backing`` is the quick device below, None where there is none."""
+
+    path: str
+    backing: str | None
+
+
+def slow_device(guest: Guest, case: Case, *, with_data: bool = False) -> SlowDevice:
+    """Return the guest's slow device, made when it is first asked for; SKIP where it cannot be.
+
+    ``with_data`` asks for a device that keeps what is written to it.
+    """
+    if guest.run(_DM_DELAY, check=False).status == 0:
+        return SlowDevice("/dev/mapper/nvh-slow", "/dev/ram0")
+    if not with_data and guest.run(_NULL_BLK, check=False, timeout=60.0).status == 0:
+        return SlowDevice("/dev/nullb0", None)
+    return case.skip(
+        "the kernel has no slow block device",
+        enable="set CONFIG_BLK_DEV_RAM=m CONFIG_DM_DELAY=m"
+        + ("" if with_data else " or CONFIG_BLK_DEV_NULL_BLK=m"),
+    )

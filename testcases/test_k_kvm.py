@@ -1,0 +1,86 @@
+"""A virtual machine inside the guest whose memory is DAX: run, and mapped with huge pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.guest import Guest
+from harness.verdict.expectation import Case
+from testcases.filesystems import NAMES, dax_mount
+
+_LEVELS = {"4k": "pages_4k", "2m": "pages_2m", "1g": "pages_1g"}
+
+
+def run_vm(guest: Guest, case: Case, *options: str) -> dict[str, Any]:
+    """Run the small VM and prove that it ran; SKIP where the guest has no KVM."""
+    guest.run("modprobe -q kvm_amd; modprobe -q kvm_intel; true")
+    facts = guest.workload("kvm_guest", *options).facts
+    if "missing" in facts:
+        case.skip(
+            f"no {facts['missing']} in the guest", enable="boot with -cpu max, CONFIG_KVM_AMD=m"
+        )
+    for key in ("hva_alignment", "largepages", *_LEVELS.values()):
+        if key in facts:
+            case.fact(key, facts[key])
+    return facts
+
+
+def expect_pages(case: Case, facts: dict[str, Any], size: str) -> None:
+    """Compare how KVM maps the VM's memory: with one page of this size and with no other."""
+    if "pages_2m" not in facts:  # up to 5.13 there is one counter for all huge pages
+        case.expect("huge_pages", facts["largepages"])
+        return
+    case.expect("huge_pages", facts[_LEVELS[size]])
+    for other, key in _LEVELS.items():
+        if other != size:
+            case.expect(f"pages of {other}", facts[key], right=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "page", "size"), [("devdax2m", "2m", "2M"), ("devdax1g", "1g", "1G")]
+)
+def test_k1_device_dax(guest: Guest, case: Case, name: str, page: str, size: str) -> None:
+    namespace = guest.namespace(name)
+    facts = run_vm(guest, case, "--source", f"dax:{namespace.device}", "--size", size)
+    for key in ("run", "exit", "said_right", "memory"):
+        case.expect(key, facts[key])
+    expect_pages(case, facts, page)
+
+
+def test_k1_small_pages_are_told_apart(guest: Guest, case: Case) -> None:
+    facts = run_vm(guest, case, "--source", "anon")
+    case.expect("memory", facts["memory"])
+    case.expect(
+        "huge pages of 4 KiB memory", facts.get("pages_2m", facts.get("largepages")), right=0
+    )
+
+
+@pytest.mark.parametrize("offset", ["2M", "1M"])
+@pytest.mark.parametrize("fs", NAMES)
+def test_k2_dax_file(guest: Guest, case: Case, fs: str, offset: str) -> None:
+    mkfs = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}[fs]
+    with dax_mount(guest, case, fs, mkfs=mkfs) as mount:
+        if fs == "xfs":
+            guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
+        guest.workload("dax_state", "--path", f"{mount.path}/a", "--create", "8M")
+        facts = run_vm(guest, case, "--source", f"file:{mount.path}/a", "--offset", offset)
+    for key in ("run", "exit", "memory"):
+        case.expect(key, facts[key])
+    if offset == "2M":
+        expect_pages(case, facts, "2m")
+    else:
+        huge = facts.get("pages_2m", facts.get("largepages"))
+        case.expect("huge pages of a misaligned file", huge, right=0)
+
+
+def test_k4_device_dax_references_come_back(guest: Guest, case: Case) -> None:
+    source = f"dax:{guest.namespace('devdax2m').device}"
+    facts = run_vm(guest, case, "--source", source)
+    case.expect("exit", facts["exit"])
+    case.prove(
+        "the reference count can be read", "refs_before" in facts,
+        seen=facts.get("refcount_missing", ""), enable="set CONFIG_KPROBE_EVENTS=y",
+    )  # fmt: skip
+    case.expect("references after", facts["refs_after"], right=facts["refs_before"])

@@ -1,0 +1,145 @@
+"""V3, V4, V8, V9, V10, V19: DAX memory mapped for DMA."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.guest import Guest
+from harness.verdict.expectation import Case
+from testcases.filesystems import NAMES, dax_mount
+from testcases.vfio_steps import (
+    aligned,
+    disable_and_enable,
+    expect_pinned,
+    expect_refused,
+    observe,
+    prove_oracle,
+    references_left,
+)
+
+every_fs = pytest.mark.parametrize("fs", NAMES)
+
+
+@every_fs
+@pytest.mark.parametrize(
+    ("how", "options"),
+    [
+        ("", ("--touch", "write")),
+        ("", ("--touch", "write", "--dma", "r")),
+        ("", ()),
+        (":private", ()),
+        (":private", ("--touch", "write")),
+    ],
+    ids=["shared", "read-dma", "untouched", "private", "private-copied"],
+)
+def test_v3_fsdax_is_refused(
+    guest: Guest, case: Case, fs: str, how: str, options: tuple[str, ...]
+) -> None:
+    """No long-term pin on a file's DAX pages, and the file can be truncated right away."""
+    with dax_mount(guest, case, fs) as mount:
+        source = f"file:{mount.path}/file{how}"
+        seen = observe(guest, case, "vfio_map", "--source", source, "--truncate", *options)
+        case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
+        if how and options:
+            copied = seen["private_written"] and seen["file_read"] == "equal"
+            case.prove("the private pages are copies", copied, seen=seen["file_read"])
+        case.expect("map", seen["map"])
+        expect_refused(case, seen)
+        case.expect("truncate", seen["truncate"])
+
+
+@every_fs
+def test_v3_fsdax_behind_anonymous_memory(guest: Guest, case: Case, fs: str) -> None:
+    """One DMA mapping of anonymous memory and then a file: what was pinned first is let go."""
+    case.allow("^DMAR: DMA Read fault")  # the device is told to read from the refused range
+    with dax_mount(guest, case, fs) as mount:
+        options = ("--source", f"file:{mount.path}/file", "--offset", "1M", "--lead", "1M")
+        seen = observe(guest, case, "vfio_map", *options, "--touch", "write", "--truncate")
+        case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
+        for what in ("map", "refused_read", "truncate"):
+            case.expect(what, seen[what])
+        expect_refused(case, seen)
+
+
+@every_fs
+def test_v4_fsdax_read_only(guest: Guest, case: Case, fs: str) -> None:
+    """A mapping that the process may only read, and DMA that writes."""
+    with dax_mount(guest, case, fs) as mount:
+        options = ("--source", f"file:{mount.path}/file", "--prot", "r", "--touch", "read")
+        seen = observe(guest, case, "vfio_map", *options, "--truncate")
+        case.expect("refused", seen["map"] in ("EOPNOTSUPP", "EFAULT"))
+        expect_refused(case, seen)
+        case.expect("truncate", seen["truncate"])
+
+
+@pytest.mark.parametrize("touch", ["none", "write"], ids=["untouched", "touched"])
+@pytest.mark.parametrize(
+    ("nvdimm", "size"), [("devdax2m", "4M"), ("devdax1g", "1G")], ids=["2M", "1G"]
+)
+def test_v8_devdax(guest: Guest, case: Case, nvdimm: str, size: str, touch: str) -> None:
+    """The device reads and writes devdax; another process sees what it wrote."""
+    source = f"dax:{guest.namespace(nvdimm).device}"
+    options = ("--source", source, "--size", size, "--touch", touch, "--dma-test")
+    seen = observe(guest, case, "vfio_map", *options)
+    for what in ("map", "device_read", "device_write", "other_process", "unmap"):
+        case.expect(what, seen[what])
+    case.expect("bytes unmapped", seen["unmapped"], right=seen["size"])
+
+
+def test_v8_devdax_read_only(guest: Guest, case: Case) -> None:
+    """A read-only mapping with read-only DMA."""
+    source = f"dax:{guest.namespace('devdax2m').device}"
+    options = ("--source", source, "--size", "4M", "--prot", "r", "--dma", "r", "--dma-test")
+    seen = observe(guest, case, "vfio_map", *options)
+    for what in ("map", "device_read", "other_process", "unmap"):
+        case.expect(what, seen[what])
+
+
+def test_v8_devdax_small_pages(guest: Guest, case: Case) -> None:
+    """A namespace of 4 KiB pages, mapped from an offset that is no multiple of 2 MiB."""
+    with aligned(guest, "devdax2m", "4K") as device:
+        options = ("--size", "2052K", "--offset", "12K", "--touch", "write", "--dma-test")
+        seen = observe(guest, case, "vfio_map", "--source", f"dax:{device}", *options)
+        for what in ("map", "device_read", "device_write", "other_process", "unmap"):
+            case.expect(what, seen[what])
+
+
+def test_v9_devdax_pins_are_given_back(guest: Guest, case: Case) -> None:
+    """Unmapping takes back every reference that mapping took, and the namespace is free."""
+    source = f"dax:{guest.namespace('devdax2m').device}"
+    seen = observe(guest, case, "vfio_map", "--source", source, "--size", "4M", "--touch", "write")
+    prove_oracle(case, seen)
+    case.expect("map", seen["map"])
+    expect_pinned(case, seen)
+    case.expect("unmap", seen["unmap"])
+    case.expect("disable", disable_and_enable(guest, "devdax2m"))
+    case.expect("references_left", references_left(seen))
+
+
+@pytest.mark.parametrize(
+    ("how", "options"),
+    [(":private", ()), ("", ("--size", "1M")), ("", ("--offset", "4K"))],
+    ids=["private", "length", "offset"],
+)
+def test_v10_devdax_mmap(guest: Guest, case: Case, how: str, options: tuple[str, ...]) -> None:
+    """What device-dax does not map at all."""
+    source = f"dax:{guest.namespace('devdax2m').device}{how}"
+    seen = observe(guest, case, "vfio_map", "--source", source, *options)
+    case.expect("mmap", seen["mmap"])
+
+
+def test_v19_killed_with_mappings(guest: Guest, case: Case) -> None:
+    """A process that is killed takes its pins with it, and the namespace is free."""
+    options = ("--source", f"dax:{guest.namespace('devdax2m').device}", "--touch", "write")
+    before = observe(guest, case, "vfio_map", *options, "--look")
+    prove_oracle(case, before)
+    address = guest.vfio("edu").address
+    guest.run(
+        f"cd /tmp; /opt/nvh/vfio_map --device {address} {' '.join(options)} --hold 50 > held & "
+        "until grep -q holding /tmp/held; do kill -0 $! || exit 1; sleep 0.1; done; "
+        "kill -KILL $!; wait $!; true"
+    )
+    case.fact("held", guest.run("cat /tmp/held").stdout)
+    after = observe(guest, case, "vfio_map", *options, "--look")
+    case.expect("disable", disable_and_enable(guest, "devdax2m"))
+    case.expect("references_left", references_left(before | {"refs_after": after["refs_before"]}))

@@ -1,0 +1,96 @@
+"""V1, V2, V5-V7: memory that is not DAX, mapped for DMA."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.guest import Guest
+from harness.verdict.expectation import Case
+from testcases.filesystems import page_cache_mount
+from testcases.vfio_steps import expect_pinned, expect_refused, observe, references_left
+
+
+@pytest.mark.parametrize("container", ["type1", "type1v2"])
+def test_v1_anonymous_memory(guest: Guest, case: Case, container: str) -> None:
+    """The device reads and writes anonymous memory, and the accounting returns to what it was."""
+    options = ("--size", "4M", "--touch", "write", "--dma-test", "--type", container)
+    seen = observe(guest, case, "vfio_map", *options)
+    for what in ("map", "device_read", "device_write", "unmap"):
+        case.expect(what, seen[what])
+    case.expect("bytes unmapped", seen["unmapped"], right=seen["size"])
+    locked = seen["locked_mapped"] - seen["locked_before"]
+    case.expect("memory accounted (KiB)", locked, right=seen["size"] // 1024)
+    case.expect("memory given back (KiB)", seen["locked_after"], right=seen["locked_before"])
+    if "refs_before" in seen:
+        expect_pinned(case, seen)
+        case.expect("references_left", references_left(seen))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--prot", "r"), ("--prot", "none"), ("--unmapped",)],
+    ids=["read-only", "no-access", "unmapped"],
+)
+def test_v2_forbidden_memory(guest: Guest, case: Case, options: tuple[str, ...]) -> None:
+    """Memory that the process may not write, not reach, or that is not there."""
+    seen = observe(guest, case, "vfio_map", *options)
+    case.expect("map", seen["map"])
+    expect_refused(case, seen)
+
+
+def test_v5_page_cache_shared_writable(guest: Guest, case: Case) -> None:
+    """VFIO refuses what io_uring refuses by the same check, and takes it where there is none."""
+    with page_cache_mount(guest, "ext4") as mount:
+        case.prove("the file is not DAX", not mount.is_dax, seen=hex(mount.attributes))
+        options = ("--source", f"file:{mount.path}/file", "--dma-test", "--uring")
+        seen = observe(guest, case, "vfio_map", *options)
+        uring = seen["uring"]
+        case.prove(
+            "io_uring is there", uring not in ("ENOSYS", "EPERM"), enable="CONFIG_IO_URING=y"
+        )
+        case.expect("map", seen["map"], right=case.row.expected("where").get(uring, "refused"))
+        if seen["map"] == "OK":
+            case.expect("device_write", seen["device_write"])
+            case.expect("file_read", seen["file_read"])
+        else:
+            expect_refused(case, seen)
+
+
+@pytest.mark.parametrize(
+    ("source", "dma"),
+    [("file:{}/file", "r"), ("file:{}/file:private", "rw")],
+    ids=["shared-read-dma", "private"],
+)
+def test_v6_page_cache(guest: Guest, case: Case, source: str, dma: str) -> None:
+    """A file of ext4 without DAX, which the device only reads or has a private copy of."""
+    with page_cache_mount(guest, "ext4") as mount:
+        case.prove("the file is not DAX", not mount.is_dax, seen=hex(mount.attributes))
+        options = ("--source", source.format(mount.path), "--dma", dma, "--dma-test")
+        seen = observe(guest, case, "vfio_map", *options)
+        for what in ("map", "device_read", "unmap", "file_read"):
+            case.expect(what, seen[what])
+
+
+@pytest.mark.parametrize("source", ["memfd", "hugetlb"])
+def test_v7_shared_memory(guest: Guest, case: Case, source: str) -> None:
+    """Shared memory without a file system's writeback is fit for long-term pins."""
+    huge = "/proc/sys/vm/nr_hugepages"
+    pages = guest.run(f"echo 4 > {huge}; cat {huge}").stdout.strip()
+    case.prove("2 MiB pages are reserved", pages == "4", seen=pages)
+    try:
+        seen = observe(guest, case, "vfio_map", "--source", source, "--dma-test")
+        free = guest.run("grep HugePages_Free /proc/meminfo").stdout.split()[-1]
+    finally:
+        guest.run(f"echo 0 > {huge}")
+    for what in ("map", "device_read", "device_write"):
+        case.expect(what, seen[what])
+    case.expect("huge pages free at the end", free, right=pages)
+
+
+def test_v7_secret_memory(guest: Guest, case: Case) -> None:
+    """Pages of memfd_secret are out of the kernel's own reach and must not be pinned."""
+    seen = observe(guest, case, "vfio_map", "--source", "secret")
+    if seen["mmap"] == "ENOSYS":
+        case.skip("the kernel has no memfd_secret", enable="boot with secretmem.enable=1 (v5.14)")
+    case.expect("secret", seen["map"])
+    case.expect("locked memory (KiB)", seen["locked_after"], right=seen["locked_before"])

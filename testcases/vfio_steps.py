@@ -1,0 +1,82 @@
+"""What the V rows have in common: run a VFIO workload with edu and prove that it could speak."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from harness.guest import Guest
+from harness.verdict.expectation import Case
+
+
+def observe(guest: Guest, case: Case, program: str, *options: str) -> dict[str, Any]:
+    """Run a workload with edu as the device and return its facts.
+
+    Proven for every row: the device sits behind the vIOMMU, and each step of the workload (a
+    mapping made, a touch, a copy on write) was really taken.
+    """
+    done = guest.workload(program, "--device", guest.vfio("edu").address, *options, timeout=90.0)
+    case.fact(done.command, done.facts)
+    case.prove("edu is behind an IOMMU", done.facts["iommu"] != "none", seen=done.facts["iommu"])
+    case.prove("the workload took all its steps", done.ok, seen=done.failed)
+    return done.facts
+
+
+def prove_oracle(case: Case, facts: dict[str, Any]) -> None:
+    """Prove that the reference counts of the pages could be read."""
+    case.prove(
+        "reference counts can be read",
+        "refs_before" in facts,
+        seen=facts.get("refcount_missing", ""),
+        enable="set CONFIG_KPROBE_EVENTS=y CONFIG_PERF_EVENTS=y",
+    )
+
+
+def expect_pinned(case: Case, facts: dict[str, Any]) -> None:
+    """Expect that the pages were pinned while they were mapped: each count was higher.
+
+    Call it where prove_oracle() has passed, or for rows that have a verdict without it.
+    """
+    if "refs_before" in facts and "refs_mapped" in facts:
+        pairs = zip(facts["refs_before"], facts["refs_mapped"], strict=True)
+        case.expect("pages pinned", all(now > then for then, now in pairs), right=True)
+
+
+def references_left(facts: dict[str, Any]) -> int:
+    """Return how many references the most affected page has more than before it was mapped.
+
+    Fewer than before is no news: pages on their way to the LRU lists carry a passing reference.
+    """
+    pairs = zip(facts["refs_before"], facts["refs_after"], strict=True)
+    return max(0, *(int(after) - int(before) for before, after in pairs))
+
+
+def expect_refused(case: Case, facts: dict[str, Any]) -> None:
+    """Expect of a refused mapping that it left nothing: no IOVA, no locked memory, no pin."""
+    for what in ("left_mapped", "reuse"):
+        case.expect(what, facts[what])
+    case.expect("locked memory (KiB)", facts["locked_after"], right=facts["locked_before"])
+    if "refs_before" in facts:
+        case.expect("references left behind", references_left(facts), right=0)
+
+
+@contextlib.contextmanager
+def aligned(guest: Guest, name: str, align: str) -> Iterator[str]:
+    """Give a devdax namespace another alignment while the block lasts; yield its device."""
+    namespace = guest.namespace(name)
+    make = f"ndctl create-namespace -f -e {namespace.dev} -m devdax -a"
+    made = json.loads(guest.run(f"{make} {align}", timeout=60.0).stdout)
+    try:
+        yield f"/dev/{made['daxregion']['devices'][0]['chardev']}"
+    finally:
+        guest.run(f"{make} {namespace.align}", timeout=60.0)
+
+
+def disable_and_enable(guest: Guest, name: str) -> str:
+    """Disable a namespace and enable it again; return "ended", or how disabling failed."""
+    dev = guest.namespace(name).dev
+    done = guest.run(f"ndctl disable-namespace {dev}", timeout=20.0, check=False)
+    guest.run(f"ndctl enable-namespace {dev}", timeout=60.0)
+    return "ended" if done.status == 0 else done.stderr.strip()

@@ -1,0 +1,198 @@
+/*
+ * What a file or directory says of DAX: its statx attribute, its flag, which mappings it accepts
+ * and with how many faults 2 MiB of it are mapped.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "memory.h"
+#include "nvh.h"
+
+#ifndef STATX_ATTR_DAX
+#define STATX_ATTR_DAX 0x00200000 /* since 5.8 */
+#endif
+#ifndef FS_XFLAG_DAX
+#define FS_XFLAG_DAX 0x00008000
+#endif
+
+#define HUGE_PAGE (2UL << 20)
+#define UNKNOWN_MAP_FLAG 0x2000000 /* no MAP_ flag has this bit, up to 7.0 */
+#define SEED 7
+
+static const char *const switches[] = {"off", "on", NULL};
+
+static void report_state(const char *path)
+{
+	struct statx info;
+	struct fsxattr flags;
+	int fd;
+
+	if (statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &info))
+		nvh_bail("statx %s: %s", path, nvh_errname(errno));
+	nvh_fact_str("type", S_ISDIR(info.stx_mode) ? "directory" : S_ISREG(info.stx_mode) ? "file" : "other");
+	nvh_fact_bool("dax", info.stx_attributes & STATX_ATTR_DAX);
+	/* 5.8 and 5.9 put the bit into the attributes only, others into the mask as well. */
+	nvh_fact_bool("dax_in_mask", info.stx_attributes_mask & STATX_ATTR_DAX);
+	nvh_fact_int("attributes", (long long)info.stx_attributes);
+	fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	if (ioctl(fd, FS_IOC_FSGETXATTR, &flags) == 0)
+		nvh_fact_bool("flag", flags.fsx_xflags & FS_XFLAG_DAX);
+	else
+		nvh_fact_str("flag_missing", nvh_errname(errno));
+	close(fd);
+	nvh_step(true, "state read");
+}
+
+static void set_flag(const char *path, bool on)
+{
+	struct fsxattr flags;
+	int fd = open(path, O_RDONLY | O_CLOEXEC), err = 0;
+
+	if (fd < 0)
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	if (ioctl(fd, FS_IOC_FSGETXATTR, &flags))
+		nvh_bail("FS_IOC_FSGETXATTR: %s", nvh_errname(errno));
+	flags.fsx_xflags &= ~(uint32_t)FS_XFLAG_DAX;
+	if (on)
+		flags.fsx_xflags |= FS_XFLAG_DAX;
+	if (ioctl(fd, FS_IOC_FSSETXATTR, &flags))
+		err = errno;
+	close(fd);
+	nvh_fact_errno("set_flag", err);
+	nvh_step(true, "flag %s tried", on ? "on" : "off");
+}
+
+/* Whether the mapping at addr carries VM_SYNC: "sf" among the VmFlags of smaps. */
+static bool is_sync(const void *addr)
+{
+	unsigned long start, end;
+	bool here = false, sync = false;
+	char line[512];
+	FILE *f = fopen("/proc/self/smaps", "re");
+
+	while (f && fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			here = start <= (unsigned long)addr && (unsigned long)addr < end;
+		else if (here && !strncmp(line, "VmFlags:", 8))
+			sync = strstr(line, " sf") != NULL;
+	}
+	if (f)
+		fclose(f);
+	return sync;
+}
+
+/* Tries one kind of mapping; facts NAME (errno) and, when it came to be, NAME_vm_sync and
+ * NAME_data: what is stored through it is what read() gives. */
+static void try_mapping(int fd, const char *name, int flags)
+{
+	size_t size = memory_page();
+	char key[64], *back = malloc(size);
+	void *addr = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, fd, 0);
+
+	nvh_fact_errno(name, addr == MAP_FAILED ? errno : 0);
+	if (addr != MAP_FAILED) {
+		snprintf(key, sizeof(key), "%s_vm_sync", name);
+		nvh_fact_bool(key, is_sync(addr));
+		memory_fill(addr, size, SEED + (uint64_t)flags);
+		snprintf(key, sizeof(key), "%s_data", name);
+		nvh_fact_str(key, pread(fd, back, size, 0) == (ssize_t)size &&
+					  memory_check(back, size, SEED + (uint64_t)flags) == size
+				  ? "OK" : "differs");
+		munmap(addr, size);
+	}
+	free(back);
+}
+
+static void try_mappings(const char *path)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	try_mapping(fd, "shared", MAP_SHARED);
+	try_mapping(fd, "validate", MAP_SHARED_VALIDATE);
+	try_mapping(fd, "sync", MAP_SHARED_VALIDATE | MAP_SYNC);
+	/* MAP_SHARED ignores flags that it does not know, MAP_SYNC among them. */
+	try_mapping(fd, "unvalidated_sync", MAP_SHARED | MAP_SYNC);
+	try_mapping(fd, "unknown", MAP_SHARED_VALIDATE | UNKNOWN_MAP_FLAG);
+	close(fd);
+	nvh_step(true, "mappings tried");
+}
+
+/* Faults are counted: a page table entry for 2 MiB takes one, 4 KiB entries take 512. */
+static void count_faults(const char *path, off_t offset, bool misaligned)
+{
+	struct rusage before, after;
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	char *room = mmap(NULL, 3 * HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *addr;
+
+	if (fd < 0 || room == MAP_FAILED)
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	addr = (char *)(((uintptr_t)room + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
+	if (misaligned)
+		addr += memory_page();
+	if (mmap(addr, HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset) == MAP_FAILED)
+		nvh_bail("mmap: %s", nvh_errname(errno));
+	getrusage(RUSAGE_SELF, &before);
+	for (size_t at = 0; at < HUGE_PAGE; at += memory_page())
+		((volatile char *)addr)[at] = 1; /* stored at once: a load would be a fault of its own */
+	getrusage(RUSAGE_SELF, &after);
+	nvh_fact_int("faults", after.ru_minflt + after.ru_majflt - before.ru_minflt - before.ru_majflt);
+	close(fd);
+	nvh_step(true, "2 MiB touched");
+}
+
+static void create(const char *path, unsigned long long size)
+{
+	int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+	if (fd < 0 || posix_fallocate(fd, 0, (off_t)size))
+		nvh_bail("%s cannot be made: %s", path, nvh_errname(errno));
+	close(fd);
+	nvh_step(true, "%s made", path);
+}
+
+int main(int argc, char **argv)
+{
+	const char *path = NULL, *size = NULL, *flag = NULL, *offset = "0";
+	bool map = false, fault = false, misaligned = false;
+	const struct nvh_option options[] = {
+		{"path", &path, NULL, "the file or directory"},
+		{"create", &size, NULL, "first make it a file of this size"},
+		{"flag", &flag, NULL, "then set FS_XFLAG_DAX: on, off"},
+		{"map", NULL, &map, "then try MAP_SHARED, MAP_SHARED_VALIDATE and MAP_SYNC on its first page"},
+		{"fault", NULL, &fault, "then map 2 MiB of it, 2 MiB aligned in memory, and count the faults"},
+		{"offset", &offset, NULL, "where in the file --fault maps (default 0)"},
+		{"misaligned", NULL, &misaligned, "--fault: one page off in memory"},
+		{NULL, NULL, NULL, NULL},
+	};
+	int on;
+
+	nvh_options(argc, argv, "Report the DAX state of a file or directory.", options);
+	if (!path)
+		nvh_usage("--path PATH is needed");
+	on = flag ? nvh_choice("flag", flag, switches) : -1;
+	nvh_begin("dax_state");
+	if (size)
+		create(path, nvh_size("create", size));
+	if (on >= 0)
+		set_flag(path, on);
+	report_state(path);
+	if (map)
+		try_mappings(path);
+	if (fault)
+		count_faults(path, (off_t)nvh_size("offset", offset), misaligned);
+	return nvh_end();
+}

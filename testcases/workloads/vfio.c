@@ -1,0 +1,175 @@
+#include "vfio.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/pci_regs.h>
+#include <linux/vfio.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "nvh.h"
+
+/* The last component of a link below the device's sysfs directory; false when it is not there. */
+static bool device_link(const char *address, const char *name, char *target, size_t size)
+{
+	char path[PATH_MAX];
+	char full[PATH_MAX];
+	ssize_t length;
+	const char *base;
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/%s", address, name);
+	length = readlink(path, full, sizeof(full) - 1);
+	if (length < 0)
+		return false;
+	full[length] = '\0';
+	base = strrchr(full, '/');
+	base = base ? base + 1 : full;
+	if (strlen(base) >= size)
+		return false;
+	strcpy(target, base);
+	return true;
+}
+
+static off_t region_offset(const struct vfio *vfio, unsigned int index, uint64_t *size, uint32_t *flags)
+{
+	struct vfio_region_info info = {.argsz = sizeof(info), .index = index};
+
+	if (ioctl(vfio->device, VFIO_DEVICE_GET_REGION_INFO, &info) < 0)
+		nvh_bail("VFIO_DEVICE_GET_REGION_INFO %u: %s", index, nvh_errname(errno));
+	if (size)
+		*size = info.size;
+	if (flags)
+		*flags = info.flags;
+	return (off_t)info.offset;
+}
+
+void vfio_open(struct vfio *vfio, const char *address, int version)
+{
+	struct vfio_group_status status = {.argsz = sizeof(status)};
+	struct vfio_iommu_type1_info info = {.argsz = sizeof(info)};
+	char path[PATH_MAX];
+	char driver[64] = "none";
+	char group[64];
+	char iommu[64];
+
+	if (!address || strlen(address) > 32 || strchr(address, '/'))
+		nvh_usage("--device: a full PCI address such as 0000:00:05.0");
+	*vfio = (struct vfio){.container = -1, .group = -1, .device = -1};
+	nvh_fact_str("address", address);
+	device_link(address, "driver", driver, sizeof(driver));
+	if (!device_link(address, "iommu_group", group, sizeof(group)))
+		nvh_bail("%s has no IOMMU group: no such device, or no vIOMMU (intel_iommu=on)", address);
+	nvh_fact_int("group", strtol(group, NULL, 10));
+	if (!device_link(address, "iommu", iommu, sizeof(iommu)))
+		strcpy(iommu, "none");
+	nvh_fact_str("iommu", iommu);
+
+	vfio->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+	if (vfio->container < 0)
+		nvh_bail("/dev/vfio/vfio: %s", nvh_errname(errno));
+	snprintf(path, sizeof(path), "/dev/vfio/%s", group);
+	vfio->group = open(path, O_RDWR | O_CLOEXEC);
+	if (vfio->group < 0)
+		nvh_bail("%s: %s (the driver of %s is %s)", path, nvh_errname(errno), address, driver);
+	if (ioctl(vfio->group, VFIO_GROUP_GET_STATUS, &status) < 0 || !(status.flags & VFIO_GROUP_FLAGS_VIABLE))
+		nvh_bail("IOMMU group %s is not viable: a device of it has another driver than vfio-pci", group);
+	if (ioctl(vfio->group, VFIO_GROUP_SET_CONTAINER, &vfio->container) < 0)
+		nvh_bail("VFIO_GROUP_SET_CONTAINER: %s", nvh_errname(errno));
+	vfio->type = version == 1 ? VFIO_TYPE1_IOMMU : VFIO_TYPE1v2_IOMMU;
+	if (ioctl(vfio->container, VFIO_SET_IOMMU, vfio->type) < 0)
+		nvh_bail("VFIO_SET_IOMMU %d: %s (EPERM: the vIOMMU lacks interrupt remapping)", vfio->type,
+			 nvh_errname(errno));
+	nvh_fact_str("iommu_type", version == 1 ? "type1" : "type1v2");
+	if (ioctl(vfio->container, VFIO_IOMMU_GET_INFO, &info) == 0)
+		vfio->page_sizes = info.iova_pgsizes;
+	vfio->device = ioctl(vfio->group, VFIO_GROUP_GET_DEVICE_FD, address);
+	if (vfio->device < 0)
+		nvh_bail("VFIO_GROUP_GET_DEVICE_FD %s: %s", address, nvh_errname(errno));
+	vfio->config = region_offset(vfio, VFIO_PCI_CONFIG_REGION_INDEX, NULL, NULL);
+	nvh_step(strncmp(iommu, "dmar", 4) == 0 || strncmp(iommu, "ivhd", 4) == 0, "%s is behind an IOMMU: group %s, %s",
+		 address, group, iommu);
+}
+
+void vfio_close_device(struct vfio *vfio)
+{
+	if (vfio->device >= 0)
+		close(vfio->device);
+	vfio->device = -1;
+}
+
+void vfio_close(struct vfio *vfio)
+{
+	vfio_close_device(vfio);
+	if (vfio->group >= 0)
+		close(vfio->group);
+	if (vfio->container >= 0)
+		close(vfio->container);
+	vfio->group = -1;
+	vfio->container = -1;
+}
+
+int vfio_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, bool write)
+{
+	struct vfio_iommu_type1_dma_map map = {
+		.argsz = sizeof(map),
+		.flags = VFIO_DMA_MAP_FLAG_READ | (write ? VFIO_DMA_MAP_FLAG_WRITE : 0),
+		.vaddr = (uintptr_t)addr,
+		.iova = iova,
+		.size = size,
+	};
+
+	return ioctl(vfio->container, VFIO_IOMMU_MAP_DMA, &map) < 0 ? errno : 0;
+}
+
+int vfio_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped)
+{
+	struct vfio_iommu_type1_dma_unmap unmap = {.argsz = sizeof(unmap), .iova = iova, .size = size};
+	int err = ioctl(vfio->container, VFIO_IOMMU_UNMAP_DMA, &unmap) < 0 ? errno : 0;
+
+	*unmapped = err ? 0 : unmap.size;
+	return err;
+}
+
+void vfio_command(const struct vfio *vfio, unsigned int bits)
+{
+	const unsigned int mask = VFIO_MEMORY | VFIO_MASTER;
+	uint16_t command;
+	uint16_t seen;
+
+	if (pread(vfio->device, &command, 2, vfio->config + PCI_COMMAND) != 2)
+		nvh_bail("PCI_COMMAND cannot be read: %s", nvh_errname(errno));
+	command = (uint16_t)((command & ~mask) | (bits & mask));
+	if (pwrite(vfio->device, &command, 2, vfio->config + PCI_COMMAND) != 2)
+		nvh_bail("PCI_COMMAND cannot be written: %s", nvh_errname(errno));
+	if (pread(vfio->device, &seen, 2, vfio->config + PCI_COMMAND) != 2 || (seen & mask) != (bits & mask))
+		nvh_bail("PCI_COMMAND: wrote 0x%x, reads 0x%x", command, seen);
+}
+
+int vfio_bar_map(const struct vfio *vfio, unsigned int index, int prot, struct vfio_bar *bar)
+{
+	uint64_t size;
+	uint32_t flags;
+	off_t offset = region_offset(vfio, VFIO_PCI_BAR0_REGION_INDEX + index, &size, &flags);
+	void *addr;
+
+	*bar = (struct vfio_bar){0};
+	if (size == 0 || !(flags & VFIO_REGION_INFO_FLAG_MMAP))
+		return ENODEV;
+	addr = mmap(NULL, size, prot, MAP_SHARED, vfio->device, offset);
+	if (addr == MAP_FAILED)
+		return errno;
+	*bar = (struct vfio_bar){.addr = addr, .size = size};
+	return 0;
+}
+
+void vfio_bar_unmap(struct vfio_bar *bar)
+{
+	if (bar->addr)
+		munmap(bar->addr, bar->size);
+	*bar = (struct vfio_bar){0};
+}

@@ -1,0 +1,60 @@
+/*
+ * A PCI device held through VFIO: container, group, device, DMA mappings (type1), regions, PCI_COMMAND.
+ */
+#ifndef NVH_VFIO_H
+#define NVH_VFIO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct vfio {
+	int container;
+	int group;
+	int device;
+	int type; /* VFIO_TYPE1_IOMMU or VFIO_TYPE1v2_IOMMU */
+	uint64_t page_sizes; /* bit mask of the IOMMU's page sizes */
+	off_t config; /* file offset of the PCI configuration space */
+};
+
+/* A memory region (BAR) of the device, mmap'ed. */
+struct vfio_bar {
+	uint8_t *addr;
+	size_t size;
+};
+
+/*
+ * Opens the device at a full PCI address (0000:00:05.0), which must be bound to vfio-pci.  version is 1
+ * for type1 and 2 for type1v2.  Reports the facts address, group, iommu (the vIOMMU that
+ * translates for it, such as dmar0) and iommu_type, and the step that proves the vIOMMU.
+ * nvh_bail() when it cannot be opened.
+ */
+void vfio_open(struct vfio *vfio, const char *address, int version);
+
+/* Closes the device, then group and container, which ends all mappings. */
+void vfio_close(struct vfio *vfio);
+void vfio_close_device(struct vfio *vfio);
+
+/* VFIO_IOMMU_MAP_DMA, readable by the device and, with write, writable; returns 0 or errno. */
+int vfio_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, bool write);
+
+/*
+ * VFIO_IOMMU_UNMAP_DMA; *unmapped is the size that the kernel says it unmapped.  Returns 0 or errno.
+ */
+int vfio_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped);
+
+/* The bits of PCI_COMMAND that workloads turn on and off. */
+#define VFIO_MEMORY 0x2
+#define VFIO_MASTER 0x4
+
+/* Sets these two bits of PCI_COMMAND as given and reads them back; nvh_bail() when they do not stay. */
+void vfio_command(const struct vfio *vfio, unsigned int bits);
+
+/*
+ * Maps a BAR with the given PROT_ bits.  Returns 0 or errno: ENODEV when the BAR cannot be mapped.
+ */
+int vfio_bar_map(const struct vfio *vfio, unsigned int index, int prot, struct vfio_bar *bar);
+void vfio_bar_unmap(struct vfio_bar *bar);
+
+#endif
