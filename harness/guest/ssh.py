@@ -22,6 +22,11 @@ from harness.guest.keys import Identity
 OUTPUT_LIMIT = 4 << 20
 
 
+#: How long the streams of a command that has ended may pause before they count as held open by a
+#: process that it left behind, in seconds.
+_AFTERMATH = 1.0
+
+
 class CommandTimeout(GuestHung):
     """A command in the guest did not end within its deadline."""
 
@@ -72,7 +77,8 @@ class Ssh:
             "127.0.0.1",
             user="root",
             port=self.port,
-            config=fabric.Config(overrides={"load_ssh_configs": False}),
+            # Lazy: nothing of the user's or the system's configuration is read.
+            config=fabric.Config(lazy=True, overrides={"load_ssh_configs": False}),
             connect_timeout=timeout,
             connect_kwargs={
                 "pkey": self._identity.client_key,
@@ -153,25 +159,28 @@ class Ssh:
     def _drain(
         self, channel: paramiko.Channel, out: _Capture, err: _Capture, deadline: float
     ) -> None:
-        """Read both streams until the command has closed them."""
+        """Read both streams until the command has closed them.
+
+        A background process may hold them open for ever, so once the command has ended, a pause
+        ends the reading too; but the exit status may overtake the last of the output.
+        """
+        heard = time.monotonic()
         while True:
-            idle = True
-            if channel.recv_ready():
-                out.take(channel.recv(1 << 16))
-                idle = False
-            if channel.recv_stderr_ready():
-                err.take(channel.recv_stderr(1 << 16))
-                idle = False
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 raise TimeoutError
-            if not idle:
+            if channel.recv_ready() or channel.recv_stderr_ready():
+                heard = now
+                if channel.recv_ready():
+                    out.take(channel.recv(1 << 16))
+                if channel.recv_stderr_ready():
+                    err.take(channel.recv_stderr(1 << 16))
                 continue
-            # A background process of the command may hold its streams open for ever; its exit
-            # status is what says that it ended.
-            if channel.eof_received or channel.closed or channel.exit_status_ready():
-                if not (channel.recv_ready() or channel.recv_stderr_ready()):
-                    return
-                continue
+            # Looked at before the streams are looked at again: what is there then came earlier.
+            over = channel.eof_received or channel.closed
+            over = over or (channel.exit_status_ready() and now - heard > _AFTERMATH)
+            if over and not (channel.recv_ready() or channel.recv_stderr_ready()):
+                return
             self._check()
             select.select([channel], [], [], 0.05)
 

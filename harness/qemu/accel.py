@@ -127,6 +127,6 @@ def _probe(kernel: Path, qemu: str) -> str | None:
             if probed.console.wait(_LINUX, timeout=FIRST_LINE, check=probed.check):
                 return None
     except HarnessError as error:
-        return f"it does not run here: {error.message}"
+        return f"it does not run here: {error.message[:160]}"
     seconds = time.monotonic() - begun
     return f"under it the kernel printed nothing within {seconds:.0f} s"

@@ -1,0 +1,47 @@
+# The two commands are `make test` (what does this kernel do?) and `make check` (is the harness sound?).
+# Each does its own set-up; the second start finds it done.
+#
+# make turns every failure into its own exit code 2.  For the real one (1: a fault of the kernel,
+# 125: could not be tested, 2: wrong usage) call .venv/bin/nvh test.
+
+VENV ?= .venv
+# What `nvh test` is given: make test ARGS="-k V3 --kernel ~/linux"
+ARGS ?=
+
+bin := $(VENV)/bin
+export VENV
+
+.DEFAULT_GOAL := test
+.PHONY: help setup workloads test check lint unit guest bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## host packages and the virtual environment; does nothing when done
+	@harness/setup.sh
+
+workloads: setup ## build the programs that run in the guest
+	@$(MAKE) --no-print-directory -s -C testcases/workloads
+
+test: workloads ## boot a guest and judge the kernel: make test ARGS="-k V3 --kernel PATH"
+	@$(bin)/nvh test $(ARGS)
+
+check: lint unit guest ## all checks of the harness itself
+
+lint: setup ## ruff and mypy --strict
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+
+unit: setup ## the harness's own tests that need no guest
+	$(bin)/python -m pytest tests -q -m "not guest"
+
+guest: workloads ## the harness's own tests that boot guests
+	$(bin)/python -m pytest tests -q -m guest
+
+bench: workloads ## measure the harness; medians go to results/bench.json
+	$(bin)/python -m benchmarks
+
+clean: ## remove what was built here; results and the user's image cache stay
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	@$(MAKE) --no-print-directory -s -C testcases/workloads clean

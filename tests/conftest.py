@@ -1,0 +1,78 @@
+"""Fixtures that several of the harness's own tests share."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.guest import Guest
+from harness.guest.boot import Recipe, booted
+from harness.lab import Lab, Options
+from harness.qemu.console import Console
+from harness.spec import Machine, load_machine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the units first: they tell in seconds what a boot would take longer to tell."""
+    items.sort(key=lambda item: item.get_closest_marker("guest") is not None)
+
+
+@pytest.fixture
+def machine_of(tmp_path: Path) -> Callable[[str], Machine]:
+    """Load a machine from the text of its file."""
+
+    def load(text: str) -> Machine:
+        file = tmp_path / "made.toml"
+        file.write_text(text)
+        return load_machine(file)
+
+    return load
+
+
+@pytest.fixture
+def serial_line(tmp_path: Path) -> Iterator[tuple[Console, socket.socket]]:
+    """A console and the end of its line that a guest would write to."""
+    ours, theirs = socket.socketpair()
+    console = Console(ours, tmp_path / "console.log")
+    yield console, theirs
+    theirs.close()
+    console.close()
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], object]], None]:
+    """Wait until a condition holds; for what another thread or process is about to do."""
+
+    def wait(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come true in time"
+            time.sleep(0.005)
+
+    return wait
+
+
+# Guests
+
+
+@pytest.fixture(scope="session")
+def tcg_lab() -> Lab:
+    """What guests are made of, on the accelerator that every host has."""
+    return Lab(Options(accel="tcg"))
+
+
+@pytest.fixture(scope="session")
+def recipe(tcg_lab: Lab) -> Recipe:
+    """All that a boot of the default machine depends on."""
+    return tcg_lab.recipe()
+
+
+@pytest.fixture(scope="session")
+def shared(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """One provisioned guest of the default machine for all tests that leave it sound."""
+    with booted(recipe, tmp_path_factory.mktemp("shared")) as guest:
+        yield guest

@@ -1,0 +1,326 @@
+"""QEMU's argument vector is a pure function of the machine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.qemu.argv import Boot, Memory, Wiring, build, command_line, escaped, max_memory
+from harness.spec import GIB, MIB, Machine
+
+Load = Callable[[str], Machine]
+
+WIRING = Wiring(qmp=11, console=12, shell=13)
+
+
+def boot(machine: Machine, **changed: object) -> Boot:
+    values: dict[str, object] = {
+        "kernel": Path("/k/bzImage"),
+        "initramfs": Path("/i/initramfs"),
+        "root": Path("/r/root.img"),
+        "modules": Path("/m/modules.img"),
+        "nvdimms": {dimm.name: Path(f"/n/{dimm.name}") for dimm in machine.nvdimms},
+    }
+    return Boot(**(values | changed))  # type: ignore[arg-type]
+
+
+def argv(machine: Machine, wiring: Wiring | None = WIRING, **changed: object) -> list[str]:
+    return build(machine, boot(machine, **changed), accel="tcg", wiring=wiring)
+
+
+def values(vector: list[str], option: str) -> list[str]:
+    """Return the value of each occurrence of an option."""
+    return [value for name, value in itertools.pairwise(vector) if name == option]
+
+
+def devices(vector: list[str]) -> list[str]:
+    return [value.partition(",")[0] for value in values(vector, "-device")]
+
+
+def device(vector: list[str], name: str) -> dict[str, str]:
+    """Return the options of a device by its id; its kind under "driver"."""
+    for value in values(vector, "-device"):
+        kind, *options = value.split(",")
+        given = dict(option.split("=", 1) for option in options)
+        if given.get("id") == name:
+            assert len(given) == len(options), "an option is given twice"
+            return {"driver": kind, **given}
+    raise AssertionError(f"no device {name}")
+
+
+def test_the_same_machine_gives_the_same_vector(machine_of: Load) -> None:
+    text = '[[nvdimm]]\nname = "p0"\nsize = "66M"\n[[pci]]\nname = "e"\ndevice = "edu"'
+    assert argv(machine_of(text)) == argv(machine_of(text))
+
+
+def test_nothing_of_the_users_is_read(machine_of: Load) -> None:
+    vector = argv(machine_of(""))
+    assert "-nodefaults" in vector
+    assert "-no-user-config" in vector
+    assert values(vector, "-display") == ["none"]
+
+
+def test_the_sandbox_denies_all_that_it_can(machine_of: Load) -> None:
+    (sandbox,) = values(argv(machine_of("")), "-sandbox")
+    kinds = ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")
+    assert sandbox.split(",") == ["on", *(f"{kind}=deny" for kind in kinds)]
+
+
+def test_the_guest_reaches_no_network_and_only_the_host_reaches_it(machine_of: Load) -> None:
+    (network,) = values(argv(machine_of("")), "-netdev")
+    assert network.startswith("user,")
+    assert "restrict=on" in network.split(",")
+    forwards = [word for word in network.split(",") if word.startswith(("hostfwd", "guestfwd"))]
+    # Port 0: the host's kernel picks a free one, so that no two guests ever share it.
+    assert forwards == ["hostfwd=tcp:127.0.0.1:0-:22"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "words"),
+    [
+        ("intel", "intel-iommu,intremap=on,caching-mode=on", ["intel_iommu=on"]),
+        ("amd", "amd-iommu,intremap=on", ["amd_iommu=on"]),
+        ("virtio", "virtio-iommu-pci", []),
+    ],
+)
+def test_the_iommu_comes_before_every_other_device(
+    machine_of: Load, kind: str, first: str, words: list[str]
+) -> None:
+    machine = machine_of(
+        f'[machine]\niommu = "{kind}"\n[[nvdimm]]\nname = "p0"\nsize = "66M"\n'
+        '[[pci]]\nname = "e"\ndevice = "edu"\nvfio = true'
+    )
+    vector = argv(machine)
+    assert values(vector, "-device")[0] == first
+    assert sum("iommu" in name for name in devices(vector)) == 1
+    # Devices that other options would make (-drive if=virtio, -net nic, ...) would be before it.
+    assert not {"-drive", "-hda", "-net", "-nic", "-virtfs", "-soundhw"} & set(vector)
+    assert [word for word in command_line(machine).split() if "iommu" in word] == words
+    assert "kernel-irqchip=split" in values(vector, "-machine")[0].split(",")
+
+
+def test_no_iommu(machine_of: Load) -> None:
+    machine = machine_of('[machine]\niommu = "none"')
+    assert not any("iommu" in word for word in argv(machine))
+
+
+def test_a_device_of_the_host(machine_of: Load) -> None:
+    machine = machine_of('[[pci]]\nname = "nic"\nhost = "0000:01:00.0"\noptions = { multi = true }')
+    found = device(argv(machine), "nic")
+    assert found["driver"] == "vfio-pci"
+    assert found["host"] == "0000:01:00.0"
+    assert found["multi"] == "on"
+
+
+def test_an_nvdimm(machine_of: Load) -> None:
+    machine = machine_of('[[nvdimm]]\nname = "p0"\nsize = "130M"\nlabel = "2M"\nalign = "2M"')
+    vector = argv(machine)
+    assert values(vector, "-object") == [
+        f"memory-backend-file,id=mem-p0,share=on,mem-path=/n/p0,size={130 * MIB},align={2 * MIB}"
+    ]
+    assert device(vector, "p0") == {
+        "driver": "nvdimm",
+        "id": "p0",
+        "memdev": "mem-p0",
+        "label-size": str(2 * MIB),
+    }
+    assert "nvdimm=on" in values(vector, "-machine")[0].split(",")
+
+
+def test_virtio_pmem(machine_of: Load) -> None:
+    machine = machine_of('[[nvdimm]]\nname = "v0"\nkind = "virtio-pmem"\nsize = "64M"')
+    assert device(argv(machine), "v0")["driver"] == "virtio-pmem-pci"
+    assert device(argv(machine), "v0")["memdev"] == "mem-v0"
+    assert "nvdimm" not in devices(argv(machine))
+
+
+def test_an_nvme_gets_a_drive(machine_of: Load) -> None:
+    machine = machine_of('[[pci]]\nname = "n0"\ndevice = "nvme"\noptions = { serial = "s" }')
+    vector = argv(machine)
+    assert device(vector, "n0")["drive"] == "n0-disk"
+    assert device(vector, "n0")["serial"] == "s"
+    nodes = [word for value in values(vector, "-blockdev") for word in value.split(",")]
+    assert "node-name=n0-disk" in nodes
+
+
+def test_an_nvme_with_a_drive_of_its_own_keeps_it(machine_of: Load) -> None:
+    text = '[machine]\nqemu_args = ["-blockdev", "driver=null-co,node-name=mine"]\n'
+    machine = machine_of(
+        text + '[[pci]]\nname = "n0"\ndevice = "nvme"\noptions = { drive = "mine", serial = "s" }'
+    )
+    vector = argv(machine)
+    assert device(vector, "n0")["drive"] == "mine"
+    assert not any("n0-disk" in word for word in vector)
+
+
+def test_the_guests_own_disks_are_read_only_and_have_serials(machine_of: Load) -> None:
+    vector = argv(machine_of(""))
+    blocks = values(vector, "-blockdev")
+    assert len(blocks) == 4
+    assert all("read-only=on" in block.split(",") for block in blocks)
+    assert {
+        "virtio-blk-pci,drive=root,serial=nvhroot",
+        "virtio-blk-pci,drive=modules,serial=nvhmods",
+    } <= set(values(vector, "-device"))
+
+
+def test_a_kernel_without_modules_has_no_disk_for_them(machine_of: Load) -> None:
+    vector = argv(machine_of(""), modules=None)
+    assert devices(vector).count("virtio-blk-pci") == 1
+    assert not any("nvhmods" in word for word in vector)
+
+
+def test_a_comma_in_a_path_stays_in_the_path(machine_of: Load) -> None:
+    machine = machine_of('[[nvdimm]]\nname = "p0"\nsize = "66M"')
+    vector = argv(
+        machine, root=Path("/a,b/root"), modules=Path("/a,b/m"), nvdimms={"p0": Path("/a,id=x")}
+    )
+    text = "\n".join(values(vector, "-blockdev"))
+    assert "filename=/a,,b/root," in text
+    assert "filename=/a,,b/m," in text
+    assert "mem-path=/a,,id=x," in values(vector, "-object")[0]
+    assert escaped(Path("/a,,b")) == "/a,,,,b"
+
+
+def test_the_wires_are_descriptors_and_the_console_comes_first(machine_of: Load) -> None:
+    vector = argv(machine_of(""))
+    assert values(vector, "-chardev") == [
+        "socket,id=qmp,fd=11",
+        "socket,id=console,fd=12",
+        "socket,id=shell,fd=13",
+    ]
+    # ttyS0 is the console, ttyS1 the shell: the order counts.
+    assert values(vector, "-serial") == ["chardev:console", "chardev:shell"]
+    assert values(vector, "-mon") == ["chardev=qmp,mode=control"]
+
+
+def test_for_a_person_the_console_is_the_terminal(machine_of: Load) -> None:
+    vector = argv(machine_of(""), None)
+    assert values(vector, "-serial") == ["mon:stdio"]
+    assert not any("fd=" in word for word in vector)
+
+
+def test_software_and_command_line(machine_of: Load) -> None:
+    machine = machine_of('[machine]\nkernel_args = ["quiet", "a.b=c"]')
+    vector = argv(machine, append=("extra=1",))
+    assert values(vector, "-kernel") == ["/k/bzImage"]
+    assert values(vector, "-initrd") == ["/i/initramfs"]
+    (line,) = values(vector, "-append")
+    assert line.split()[0] == "console=ttyS0"
+    assert line.split()[-3:] == ["quiet", "a.b=c", "extra=1"]
+    assert "panic=-1" in line.split()
+
+
+def test_a_panic_leaves_a_body(machine_of: Load) -> None:
+    vector = argv(machine_of(""))
+    assert values(vector, "-action") == ["panic=pause"]
+    assert "-no-reboot" in vector
+    assert "pvpanic" in devices(vector)
+
+
+def test_extra_arguments_stay_whole_and_in_order(machine_of: Load) -> None:
+    extra = ["-device", "virtio-balloon", "-global", "a b=c"]
+    vector = argv(machine_of(f"[machine]\nqemu_args = {extra}"))
+    at = vector.index("virtio-balloon") - 1
+    assert vector[at : at + 4] == extra
+    assert at > vector.index("virtio-rng-pci")  # behind every device that the harness needs
+
+
+def test_each_pci_device_has_a_slot_of_its_own(machine_of: Load) -> None:
+    text = "".join(f'[[pci]]\nname = "d{n}"\ndevice = "edu"\n' for n in range(14))
+    vector = argv(machine_of(text))
+    slots = [int(device(vector, f"d{n}")["addr"], 16) for n in range(14)]
+    assert len(set(slots)) == 14
+    # QEMU fills the bus from 1 on with what has no address; q35's own devices start at 0x1e.
+    assert min(slots) > len([value for value in values(vector, "-device") if "addr" not in value])
+    assert max(slots) < 0x1E
+
+
+def test_a_device_that_names_its_address_keeps_it(machine_of: Load) -> None:
+    text = '[[pci]]\nname = "d"\ndevice = "edu"\noptions = { addr = "0x9" }'
+    assert device(argv(machine_of(text)), "d")["addr"] == "0x9"
+
+
+TWO = '[[nvdimm]]\nname = "p0"\nsize = "66M"\n[[pci]]\nname = "e"\ndevice = "edu"\n'
+
+
+def test_a_template_shares_its_memory_and_has_no_devices_of_the_machine(machine_of: Load) -> None:
+    machine = machine_of(TWO)
+    vector = build(
+        machine,
+        boot(machine),
+        accel="tcg",
+        wiring=WIRING,
+        memory=Memory(Path("/t/ram"), shared=True),
+    )
+    ram, dimm = values(vector, "-object")
+    assert f"mem-path=/t/ram,size={GIB}" in ram
+    assert "share=on" in ram.split(",")
+    assert "share=on" in dimm.split(",")
+    assert "memory-backend=ram" in values(vector, "-machine")[0].split(",")
+    assert "edu" not in devices(vector)
+    assert "-incoming" not in vector
+
+
+def test_a_clone_maps_everything_privately_and_differs_in_nothing_else(machine_of: Load) -> None:
+    machine = machine_of(TWO)
+    files = boot(machine)
+    cold = build(machine, files, accel="tcg", wiring=WIRING)
+    memory = Memory(Path("/t/ram"), shared=False)
+    vector = build(machine, files, accel="tcg", wiring=WIRING, memory=memory)
+    assert all("share=off" in value.split(",") for value in values(vector, "-object"))
+    assert values(vector, "-incoming") == ["defer"]
+    # A device at another place than in the template would be another machine to the guest.
+    assert values(vector, "-device") == values(cold, "-device")
+
+
+def test_accelerator_cpu_and_sizes(machine_of: Load) -> None:
+    machine = machine_of('[machine]\ncpus = 3\nmemory = "512M"\ncpu = "max,-svm"')
+    vector = build(machine, boot(machine), accel="kvm", qemu="/opt/qemu", wiring=None)
+    assert vector[0] == "/opt/qemu"
+    assert values(vector, "-accel") == ["kvm"]
+    assert values(vector, "-smp") == ["3"]
+    assert values(vector, "-cpu") == ["max,-svm"]
+    assert values(vector, "-m")[0].startswith("512M,slots=1,maxmem=")
+
+
+def dimms(*shapes: tuple[str, str]) -> str:
+    return "".join(
+        f'[[nvdimm]]\nname = "p{number}"\nsize = "{size}"\nalign = "{align}"\n'
+        for number, (size, align) in enumerate(shapes)
+    )
+
+
+@pytest.mark.parametrize("memory", ["256M", "1G", "1152M"])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [],
+        [("66M", "2M")],
+        [("66M", "4K")],
+        [("2050M", "1G")],
+        [("66M", "2M"), ("2050M", "1G")],
+        [("66M", "2M"), ("2050M", "1G"), ("66M", "2M"), ("2050M", "1G")],
+        [("770M", "2M")] * 4 + [("2050M", "1G")],
+    ],
+)
+def test_there_is_room_for_every_nvdimm_where_it_must_lie(
+    machine_of: Load, memory: str, shapes: list[tuple[str, str]]
+) -> None:
+    machine = machine_of(f'[machine]\nmemory = "{memory}"\n' + dimms(*shapes))
+    (options,) = values(argv(machine), "-m")
+    parts = dict(word.split("=") for word in options.split(",")[1:])
+    assert int(parts["slots"]) >= len(shapes)
+    assert parts["maxmem"] == f"{max_memory(machine) // MIB}M"
+    assert max_memory(machine) % MIB == 0
+    # QEMU lays them out one behind the other from a multiple of 1 GiB on, each at a multiple of
+    # its alignment (memory_device_get_free_addr, hw/mem/memory-device.c), in whatever order.
+    for order in itertools.islice(itertools.permutations(machine.nvdimms), 24):
+        end = 0
+        for dimm in order:
+            end = -(-end // dimm.align) * dimm.align + dimm.size
+        assert end <= max_memory(machine) - machine.memory
+    assert max_memory(machine) < machine.memory + 4 * GIB * (1 + len(shapes))

@@ -1,0 +1,148 @@
+"""junit.xml, summary.json and the table."""
+
+import io
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from harness.errors import HostError
+from harness.report import junit, summary, table
+from harness.report.record import EXCERPT_LIMIT, TestRecord
+from harness.verdict.status import Status
+
+PROPERTIES = {"kernel": "6.12.1", "qemu": "7.2", "accel": "tcg", "machine": "default"}
+
+
+def record(status: Status, name: str = "test_v3_x[ext4]", **extra: object) -> TestRecord:
+    values: dict[str, object] = {
+        "nodeid": f"testcases/test_v.py::{name}",
+        "status": status,
+        "seconds": 0.5,
+        "row": "V3",
+        "message": f"why {status.value}",
+        **extra,
+    }
+    return TestRecord(**values)  # type: ignore[arg-type]
+
+
+def parse(data: bytes) -> ET.Element:
+    suite = ET.fromstring(data).find("testsuite")
+    assert suite is not None
+    return suite
+
+
+def test_junit_says_each_status_its_way() -> None:
+    records = [record(status, f"test_v{n}_x") for n, status in enumerate(Status, 1)]
+    suite = parse(junit.build(records, PROPERTIES, started="2024-01-01T00:00:00"))
+    assert suite.attrib["tests"] == "6"
+    assert suite.attrib["failures"] == "1"
+    assert suite.attrib["errors"] == "2"
+    assert suite.attrib["skipped"] == "1"
+    found = {item.attrib["name"]: item.attrib["value"] for item in suite.findall("properties/*")}
+    assert found == PROPERTIES
+    children = {}
+    for case in suite.findall("testcase"):
+        status = next(p.attrib["value"] for p in case.iter("property") if p.get("name") == "status")
+        children[status] = [(c.tag, c.get("type")) for c in case if c.tag != "properties"]
+    assert children == {
+        "PASS": [],
+        "DONE": [],
+        "FAIL": [("failure", "FAIL")],
+        "SKIP": [("skipped", "pytest.skip")],
+        "ERROR": [("error", "ERROR")],
+        "MISS": [("error", "MISS")],
+    }
+
+
+def test_junit_survives_a_hostile_guest() -> None:
+    evil = '\x1b[2J\x00]]><&"\ud800\ufffe' + "A" * (1 << 20)
+    hostile = record(
+        Status.FAIL,
+        f"test_v3_x[{evil}]",
+        message=evil,
+        facts={evil: evil},
+        findings=({"kind": "panic", "title": evil, "trace": [evil] * 3},),
+        excerpts={"console": evil, "dmesg": evil},
+    )
+    data = junit.build([hostile], {evil: evil})
+    assert len(data) < 64 << 10
+    case = parse(data).find("testcase")
+    assert case is not None
+    text = case.findtext("system-out")
+    assert text
+    assert len(text) <= EXCERPT_LIMIT
+    assert "\x1b" not in text
+
+
+def test_junit_merges_suites_and_names_the_broken_one(tmp_path: Path) -> None:
+    one = junit.write(tmp_path / "1.xml", [record(Status.PASS)], PROPERTIES)
+    two = junit.write(tmp_path / "2.xml", [record(Status.FAIL)], {"kernel": "5.10"})
+    out = junit.merge([one, two], tmp_path / "all.xml")
+    root = ET.parse(out).getroot()
+    assert len(root.findall("testsuite")) == 2
+    assert root.attrib["tests"] == "2"
+    assert root.attrib["failures"] == "1"
+    (tmp_path / "3.xml").write_text("<a")
+    with pytest.raises(HostError, match=r"3\.xml: not JUnit"):
+        junit.merge([one, tmp_path / "3.xml"], tmp_path / "never.xml")
+    assert not (tmp_path / "never.xml").exists()
+
+
+def test_summary_is_complete_at_any_moment(tmp_path: Path) -> None:
+    records = [record(Status.PASS), record(Status.FAIL)]
+    file = summary.write(tmp_path / "summary.json", records, PROPERTIES, options=["--accel", "tcg"])
+    found = json.loads(file.read_text())
+    assert found["finished"] is False
+    assert found["exit_code"] == 1
+    assert found["counts"]["FAIL"] == 1
+    assert sum(found["counts"].values()) == 2
+    assert found["properties"] == PROPERTIES
+    assert found["tests"][1]["again"] == "nvh test -k 'test_v3_x[ext4]' --accel tcg"
+    summary.write(file, records, PROPERTIES, seconds=2.0)
+    assert json.loads(file.read_text())["finished"] is True
+
+
+def test_plain_table_has_one_line_a_test_and_the_way_back(tmp_path: Path) -> None:
+    seen = ({"what": "map", "expected": "OK", "seen": "OK", "ok": True, "source": "s"},)
+    records = [
+        record(Status.PASS, expectations=seen),
+        record(
+            Status.FAIL,
+            "test_v8_y",
+            row="V8",
+            message="bad\n\x1b[31m",
+            findings=({"kind": "warning", "title": "WARNING in f"},),
+        ),
+        record(Status.MISS, "test_l1_z", row="L1", hint="free some memory"),
+    ]
+    out = io.StringIO()
+    table.show(records, results=tmp_path, seconds=3.0, options=["--kernel", "/b"], file=out)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "V3   test_v3_x[ext4] PASS     0.5 s  map: OK"
+    assert lines[1].startswith("V8   test_v8_y       FAIL")
+    assert "  again:  nvh test -k test_v8_y --kernel /b" in lines
+    assert f"  folder: {tmp_path}/tests/test_v.test_v8_y" in lines
+    assert "  kernel: warning: WARNING in f" in lines
+    assert "  hint:   free some memory" in lines
+    assert lines[-1] == f"1 PASS, 1 FAIL, 1 MISS in 3.0 s; results in {tmp_path}"
+    assert "\x1b" not in out.getvalue()
+
+
+def test_terminal_table_shows_markup_as_it_is(tmp_path: Path) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    table.show(
+        [record(Status.FAIL, message="[bold]x[/bold]")], results=tmp_path, seconds=1, file=out
+    )
+    assert "[bold]x[/bold]" in out.getvalue()
+
+
+def test_no_test_is_said(tmp_path: Path) -> None:
+    out = io.StringIO()
+    table.show([], results=tmp_path, seconds=0.1, file=out)
+    assert out.getvalue().strip() == f"no test ran in 0.1 s; results in {tmp_path}"

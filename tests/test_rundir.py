@@ -1,0 +1,127 @@
+"""Working directories: private, gone with their owner, swept only when the owner is dead."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import paths, rundir
+from harness.errors import HostError
+
+OWNER = """
+import sys
+from harness import rundir
+with rundir.rundir() as folder:
+    (folder / "ram").write_text("x")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def owner() -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Another process with a working directory of its own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=paths.source_tree(),
+    ) as process:
+        assert process.stdout is not None
+        yield process, Path(process.stdout.readline().strip())
+        process.kill()
+
+
+def test_a_directory_is_private_and_goes_with_the_block() -> None:
+    with rundir.rundir() as folder:
+        assert folder.stat().st_mode & 0o7777 == 0o700
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_text("x")
+    assert not folder.exists()
+
+
+def test_a_directory_goes_when_the_block_fails() -> None:
+    with pytest.raises(KeyError), rundir.rundir() as folder:
+        raise KeyError
+    assert not folder.exists()
+
+
+def test_two_are_two() -> None:
+    with rundir.rundir() as one, rundir.rundir() as two:
+        assert one != two
+
+
+def test_one_that_went_already_is_no_error() -> None:
+    with rundir.rundir() as folder:
+        folder.rmdir()
+
+
+def test_a_living_owner_keeps_its_directory(owner: tuple[subprocess.Popen[str], Path]) -> None:
+    _, folder = owner
+    with rundir.rundir() as mine:
+        rundir.sweep()
+        assert mine.is_dir()
+        assert (folder / "ram").read_text() == "x"
+
+
+def test_a_dead_owners_directory_is_swept(owner: tuple[subprocess.Popen[str], Path]) -> None:
+    process, folder = owner
+    process.kill()
+    process.wait(30)
+    assert (folder / "ram").exists()  # SIGKILL left it behind
+    rundir.sweep()
+    assert not folder.exists()
+
+
+def test_what_is_not_ours_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rundir, "_candidates", lambda: [tmp_path])
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "data").write_text("x")
+    (tmp_path / "nvh-run-link").symlink_to(precious)
+    (tmp_path / "nvh-run-file").write_text("x")
+    (tmp_path / "other").mkdir()
+    rundir.sweep()
+    assert (precious / "data").exists()
+    assert {path.name for path in tmp_path.iterdir()} >= {"precious", "other", "nvh-run-file"}
+
+
+def test_making_and_sweeping_at_once_never_takes_a_fresh_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parallel runs each sweep before they make theirs."""
+    monkeypatch.setattr(rundir, "_candidates", lambda: [tmp_path])
+    stop = threading.Event()
+
+    def sweep() -> None:
+        while not stop.is_set():
+            rundir.sweep()
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(3)]
+    for thread in sweepers:
+        thread.start()
+    try:
+        for _ in range(300):
+            with rundir.rundir() as folder:
+                (folder / "file").write_text("x")
+    finally:
+        stop.set()
+        for thread in sweepers:
+            thread.join(30)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rundir, "_candidates", lambda: [tmp_path])
+    monkeypatch.setattr(rundir, "ROOM", 1 << 62)
+    with (
+        pytest.raises(HostError, match=r"free for a guest \(free space or set TMPDIR\)"),
+        rundir.rundir(),
+    ):
+        pass

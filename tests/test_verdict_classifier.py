@@ -1,0 +1,226 @@
+"""The classifier's single rules: what is the kernel's word and what is not, and its limits."""
+
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.verdict.classifier import Classifier, Kind, classify, unexpected
+from harness.verdict.classify_files import classify_files
+
+STAMP = "[   12.345678] "
+BODY = ["CPU: 0 PID: 1 Comm: x Not tainted 6.1.0 #1", "Call Trace:", " f+0x1/0x2"]
+WARNING = ["WARNING: CPU: 0 PID: 1 at fs/dax.c:373 dax_disassociate_entry+0x1/0x2", *BODY]
+DMAR = (
+    "DMAR: [DMA Write NO_PASID] Request device [00:05.0] fault addr 0x1000 "
+    "[fault reason 0x05] PTE Write access is not set"
+)
+
+
+def kinds(*lines: str, stamp: str = STAMP) -> list[str]:
+    boot = [STAMP + "smpboot: x", STAMP + "tsc: y"] if stamp else []
+    return [finding.kind.value for finding in classify([*boot, *(stamp + line for line in lines)])]
+
+
+NOISE = [
+    "XFS (pmem0): DAX enabled. Warning: EXPERIMENTAL, use at your own risk",
+    "EXT4-fs (pmem0): DAX enabled. Warning: EXPERIMENTAL, use at your own risk",
+    "AMD-Vi: AMD IOMMUv2 functionality not available on this system - This is not a bug.",
+    "clocksource: timekeeping watchdog on CPU1: Marking clocksource 'tsc' as unstable",
+    "clocksource: Long readout interval, skipping watchdog check: cs_nsec: 1 wd_nsec: 2",
+    "Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on",
+    "WARNING: Spectre v2 mitigation leaves CPU vulnerable to RETBleed attacks, data leaks!",
+    "RETBleed: WARNING: Spectre v2 mitigation leaves CPU vulnerable to RETBleed attacks",
+    "** NOTICE NOTICE NOTICE **",
+    "ACPI BIOS Error (bug): Could not resolve symbol [\\_SB.PCI0], AE_NOT_FOUND",
+    "[Firmware Bug]: TSC_DEADLINE disabled due to Errata",
+    "ACPI Warning: SystemIO range conflicts with OpRegion",
+    "INFO: lockdep is turned off.",
+    "INFO: NMI handler (perf_event_nmi_handler) took too long to run: 1.2 msecs",
+    "rcu: INFO: Stall ended before state dump start",
+    "perf: interrupt took too long (2510 > 2500), lowering kernel.perf_event_max_sample_rate",
+    "a.out[123]: segfault at 0 ip 0000000000401136 sp 00007ffd error 6 in a.out[401000+1000]",
+    "traps: a.out[12] general protection fault ip:401136 sp:7ffd error:0 in a.out[401000+1000]",
+    "traps: a.out[12] trap invalid opcode ip:401136 sp:7ffd error:0 in a.out[401000+1000]",
+    "systemd[1]: Kernel panic - not syncing: no",
+    "myprog[77]: BUG: my own",
+    "kselftest: WARNING: CPU: 0 PID: 1 at fs/dax.c:373 told by a program",
+    "foo: module verification failed: signature and/or required key missing - tainting kernel",
+    "foo: loading out-of-tree module taints kernel.",
+    "modprobe: FATAL: Module foo not found in directory /lib/modules/6.1.0",
+    "DMAR: Host address width 39",
+    "DMAR: DRHD base: 0x000000fed90000 flags: 0x0",
+    "DMAR: DRHD: handling fault status reg 2",
+    "sysrq: Show Blocked State",
+    "hung_task: INFO only",
+    "DEBUG: WARNING: and BUG: in the middle",
+    "ODEBUG: selftest passed",
+    "Kernel command line: panic=-1 oops=panic softlockup_panic=1",
+    "kvm: no hardware support",
+    "stress: page allocation failure: order:4, mode:0x40cc0(GFP_KERNEL|__GFP_COMP)",
+]
+
+
+@pytest.mark.parametrize("line", NOISE)
+def test_noise_is_no_finding(line: str) -> None:
+    more = [f"line {number}" for number in range(20)]
+    assert kinds(line, *more) == []
+    assert kinds(line) == []
+
+
+def test_words_of_a_program_without_a_stamp_are_no_finding_in_a_stamped_log() -> None:
+    words = ["Kernel panic - not syncing: no", "BUG: unable to handle page fault", *WARNING[:1]]
+    log = [STAMP + "boot", *words, *(f"{STAMP}line {number}" for number in range(30))]
+    assert classify(log) == []
+
+
+def test_words_in_the_kernel_log_are_no_panic() -> None:
+    assert kinds("Kernel panic - not syncing: no", *(f"line {n}" for n in range(30))) == []
+
+
+def test_panic_as_the_last_line_is_one() -> None:
+    assert kinds("Kernel panic - not syncing: Attempted to kill init!") == ["panic"]
+    assert kinds("Kernel panic - not syncing: x", *BODY) == ["panic"]
+
+
+def test_the_report_may_lack_stamps_where_the_log_has_them() -> None:
+    log = [STAMP + "boot", *WARNING, *(f"{STAMP}line {n}" for n in range(30))]
+    assert [finding.kind for finding in classify(log)] == [Kind.WARNING]
+
+
+def test_log_without_any_stamp() -> None:
+    assert kinds(*WARNING, stamp="") == ["warning"]
+
+
+def test_finding_tells_lines_taint_and_trace() -> None:
+    lines = [
+        *(f"{STAMP}boot {number}" for number in range(100)),
+        *(STAMP + line.replace("Not tainted", "Tainted: G    B   W  O     ") for line in WARNING),
+        *(f"{STAMP}later {number}" for number in range(100)),
+    ]
+    (finding,) = classify(lines)
+    assert (finding.first_line, finding.last_line) == (101, 104)
+    assert finding.taint == "GBWO"
+    assert finding.title == "WARNING in dax_disassociate_entry (fs/dax.c:373)"
+    assert len(finding.trace) == 4
+    assert not finding.corrupted
+    assert json.loads(json.dumps(finding.as_dict()))["line"] == 101
+
+
+def test_header_without_a_trace_is_corrupted() -> None:
+    (finding,) = classify([STAMP + WARNING[0]])
+    assert finding.corrupted
+
+
+def test_declared_splats_are_expected() -> None:
+    findings = classify([STAMP + DMAR, *(STAMP + line for line in WARNING)])
+    assert [finding.kind for finding in findings] == [Kind.DMAR_FAULT, Kind.WARNING]
+    left = unexpected(findings, ["DMAR:.*fault"])
+    assert [finding.kind for finding in left] == [Kind.WARNING]
+    assert unexpected(findings, ["DMAR:.*fault", r"fs/dax\.c"]) == []
+    assert unexpected(findings, []) == findings
+
+
+def test_panic_is_known_before_its_report_ends() -> None:
+    classifier = Classifier()
+    classifier.feed(f"{STAMP}x\n{STAMP}Kernel panic - not syncing: sysrq\n".encode())
+    assert not classifier.panicked
+    classifier.feed(f"{STAMP}CPU: 1 PID: 3 Comm: sh\n".encode())
+    assert classifier.panicked
+    assert [finding.kind for finding in classifier.finish()] == [Kind.PANIC]
+    assert classifier.panicked
+
+
+@pytest.mark.parametrize(
+    ("before", "found"),
+    [
+        ("reboot: Restarting system", []),
+        ("kexec_core: Starting new kernel", []),
+        ("systemd-shutdown[1]: Powering off.", []),
+        ("EXT4-fs (pmem0): mounted filesystem", ["reset"]),
+    ],
+)
+def test_a_second_boot_is_a_finding_unless_asked_for(before: str, found: list[str]) -> None:
+    boot = ["[    0.000000] Linux version 6.1.0 (x)", "[    0.000000] Command line: y"]
+    log = [
+        *boot,
+        "[    0.500000] tsc: a",
+        "[    5.000000] " + before,
+        *boot,
+        "[    0.510000] tsc: a",
+        "[    0.610000] pci: b",
+    ]
+    assert [finding.kind.value for finding in classify(log)] == found
+
+
+def test_a_log_that_a_program_prints_is_no_second_boot() -> None:
+    boot = [
+        "[    0.000000] Linux version 6.1.0 (x)",
+        *(f"[    0.{n:06}] line {n}" for n in range(1, 200)),
+    ]
+    assert classify([*boot, "# dmesg", *boot, "[    7.000000] later"]) == []
+    assert classify([*boot, "# dmesg | head -n 1", boot[0], "[    7.000000] later"]) == []
+
+
+def test_the_reset_that_follows_a_panic_is_the_panic() -> None:
+    boot = ["[    0.000000] Linux version 6.1.0 (x)", "[    0.500000] tsc: a"]
+    panic = [STAMP + "Kernel panic - not syncing: x", *(STAMP + line for line in BODY)]
+    assert [f.kind.value for f in classify([*boot, *panic, *boot, *boot])] == ["panic", "reset"]
+
+
+def test_hostile_input_is_bounded() -> None:
+    classifier = Classifier()
+    began = time.process_time()
+    for _ in range(64):  # a line without an end
+        classifier.feed(b"A" * (1 << 20))
+    classifier.feed(b"\n" + STAMP.encode() + b"WARNING: CPU: 0 PID: 1 at " + b"x" * (1 << 20))
+    classifier.feed(b"\x00\xff\x1b[" * 100000 + b"\n")
+    for _ in range(2000):  # headers without an end
+        classifier.feed(f"{STAMP}{WARNING[0]}\n".encode())
+    found = classifier.finish()
+    assert len(found) >= 2000
+    assert max(len(line) for finding in found for line in finding.trace) <= 512
+    assert time.process_time() - began < 10
+
+
+def test_a_report_without_an_end_is_cut() -> None:
+    log = [STAMP + WARNING[0], *(f"{STAMP} f{n}+0x1/0x2" for n in range(5000))]
+    (finding,) = classify(log)
+    assert len(finding.trace) <= 400
+
+
+def test_clean_text_is_read_quickly() -> None:
+    line = b"[   12.345678] pci 0000:00:05.0: [1234:11e8] type 00 class 0x00ff00 conventional\n"
+    data = line * (16 * (1 << 20) // len(line))
+    classifier = Classifier()
+    began = time.process_time()
+    assert classifier.feed(data) == []
+    assert classifier.finish() == []
+    speed = len(data) / (time.process_time() - began) / 1e6
+    assert speed > 25, f"{speed:.0f} MB/s; the aim is 50 on an idle machine"
+
+
+def test_command_line_says_what_was_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = tmp_path / "bad"
+    bad.write_text("\n".join(STAMP + line for line in WARNING))
+    good = tmp_path / "good"
+    good.write_text(STAMP + "x\n")
+    assert classify_files([str(good)]) == 0
+    assert classify_files([str(good), str(bad)]) == 1
+    said = capsys.readouterr().out
+    assert f"{bad}:1: warning: WARNING in dax_disassociate_entry (fs/dax.c:373)" in said
+    assert classify_files([str(bad)], as_json=True) == 1
+    values = json.loads(capsys.readouterr().out)
+    assert values["file"] == str(bad)
+    assert values["findings"][0]["kind"] == "warning"
+    assert values["findings"][0]["line"] == 1
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bad.read_bytes())))
+    assert classify_files(["-"]) == 1
+    with pytest.raises(UsageError, match="nothing: No such file"):
+        classify_files([str(tmp_path / "nothing")])

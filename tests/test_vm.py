@@ -1,0 +1,195 @@
+"""QEMU's life as the harness sees it, with a stand-in for QEMU."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from harness.errors import (
+    GuestHung,
+    GuestLost,
+    GuestPanic,
+    GuestReset,
+    HostError,
+    LaunchError,
+)
+from harness.qemu import vm
+from harness.qemu.argv import Wiring
+from harness.qemu.vm import Vm
+
+FAKE = Path(__file__).with_name("fake_qemu.py")
+
+Launch = Callable[[str], AbstractContextManager[Vm]]
+
+
+@pytest.fixture
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
+    """Start a stand-in that plays a scenario."""
+
+    def argv(wiring: Wiring) -> list[str]:
+        return [
+            sys.executable,
+            str(FAKE),
+            *["-chardev", f"socket,id=qmp,fd={wiring.qmp}"],
+            *["-chardev", f"socket,id=console,fd={wiring.console}"],
+            *["-chardev", f"socket,id=shell,fd={wiring.shell}"],
+        ]
+
+    @contextlib.contextmanager
+    def launched(scenario: str) -> Iterator[Vm]:
+        monkeypatch.setenv("FAKE_QEMU", scenario)
+        before = set(os.listdir("/proc/self/fd"))
+        with vm.launched(argv, folder=tmp_path, grace=0.2) as started:
+            yield started
+        assert started.child.poll() is not None
+        assert len(set(os.listdir("/proc/self/fd")) - before) <= 1  # the event loop's own
+
+    return launched
+
+
+def death(machine: Vm) -> Exception:
+    """Wait for what ends the guest."""
+    deadline = time.monotonic() + 30
+    while (error := machine.death()) is None:
+        assert time.monotonic() < deadline, "nothing ended it"
+        time.sleep(0.005)
+    return error
+
+
+def test_a_living_guest(launch: Launch) -> None:
+    with launch("greet;sleep:60") as machine:
+        machine.check()
+        assert machine.death() is None
+        machine.responds(10)
+
+
+def test_a_soft_stop_asks(launch: Launch) -> None:
+    with launch("greet;sleep:60") as machine:
+        pass
+    assert machine.child.returncode == 0
+    assert machine.death() is None  # it was asked to
+
+
+def test_a_hard_stop_kills(launch: Launch) -> None:
+    with launch("greet;ignore-term;sleep:60") as machine:
+        os.kill(machine.child.pid, signal.SIGSTOP)  # it answers nothing any more
+    assert machine.child.returncode == -signal.SIGKILL
+
+
+def test_a_refusal_carries_the_last_words(launch: Launch, tmp_path: Path) -> None:
+    with pytest.raises(LaunchError) as caught, launch("refuse:-device edo: not a device"):
+        pass
+    assert caught.value.message == (
+        "QEMU refused to start: qemu-system-x86_64: -device edo: not a device"
+    )
+    assert "first words" in (tmp_path / "qemu.stderr").read_text()
+
+
+def test_a_program_that_says_nothing_is_not_qemu(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm, "GREETING", 0.3)
+    with pytest.raises(LaunchError, match="QEMU does not speak QMP"), launch("sleep:60"):
+        pass
+
+
+def test_a_missing_qemu(tmp_path: Path) -> None:
+    with (
+        pytest.raises(LaunchError, match="No such file or directory"),
+        vm.launched(lambda _: ["/nowhere/qemu"], folder=tmp_path),
+    ):
+        pass
+
+
+def test_a_panic_is_told_with_its_trace(launch: Launch) -> None:
+    trace = (
+        "print:Call Trace:;print:Kernel panic - not syncing: sysrq triggered crash;"
+        "print:---[ end Kernel panic - not syncing: sysrq triggered crash ]---"
+    )
+    with launch(f"greet;{trace};event:GUEST_PANICKED;sleep:60") as machine:
+        error = death(machine)
+    assert isinstance(error, GuestPanic)
+    assert error.message == "the guest's kernel panicked: sysrq triggered crash"
+    assert "Call Trace:" in error.trace
+
+
+def test_a_panic_without_pvpanic(launch: Launch) -> None:
+    scenario = "greet;print:Kernel panic - not syncing: x;event:SHUTDOWN,guest-reset;exit:0"
+    with launch(scenario) as machine:
+        assert isinstance(death(machine), GuestPanic)
+
+
+def test_who_prints_a_panic_does_not_end_the_guest(launch: Launch) -> None:
+    with launch("greet;print:Kernel panic - not syncing: only words;sleep:60") as machine:
+        deadline = time.monotonic() + 30
+        while "only words" not in machine.console.text():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert machine.death() is None
+
+
+@pytest.mark.parametrize("reason", ["guest-reset", "guest-shutdown"])
+def test_a_guest_that_ends_itself(launch: Launch, reason: str) -> None:
+    with launch(f"greet;print:bye;event:SHUTDOWN,{reason};exit:0") as machine:
+        error = death(machine)
+    assert type(error) is GuestReset
+    assert reason in str(error)
+
+
+def test_inits_own_words_come_first(launch: Launch) -> None:
+    fatal = "print:nvh-init: FATAL: no root disk (CONFIG_VIRTIO_BLK=y)"
+    with launch(f"greet;{fatal};event:SHUTDOWN,guest-shutdown;exit:0") as machine:
+        error = death(machine)
+    assert type(error) is GuestLost
+    assert str(error) == "the guest could not boot: no root disk (CONFIG_VIRTIO_BLK=y)"
+
+
+@pytest.mark.parametrize(
+    ("end", "how"), [("kill:9", "signal 9"), ("kill:6", "signal 6"), ("exit:3", "status 3")]
+)
+def test_a_qemu_that_dies_is_told_with_its_end_and_its_words(
+    launch: Launch, end: str, how: str
+) -> None:
+    with launch(f"greet;stderr:edu.c: assertion failed;{end}") as machine:
+        error = death(machine)
+    assert type(error) is GuestLost
+    assert error.message == f"QEMU died with {how}: edu.c: assertion failed"
+
+
+def test_a_qemu_that_stalls(launch: Launch) -> None:
+    with launch("greet;sleep:60") as machine:
+        os.kill(machine.child.pid, signal.SIGSTOP)
+        with pytest.raises(GuestHung, match="QEMU stalls"):
+            machine.responds(0.3)
+
+
+def test_a_command_after_the_end_is_an_error(launch: Launch) -> None:
+    with launch("greet;exit:0") as machine:
+        machine.child.wait(30)
+        with pytest.raises(HostError, match="query-status"):
+            machine.qmp.execute("query-status", timeout=10)
+
+
+def test_the_forwarded_port_is_the_one_that_qemu_tells(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = (
+        "Hub -1 (net0):\r\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port\r\n"
+        "  TCP[HOST_FORWARD]  20       127.0.0.1 34567       10.0.2.15    22     0     0\r\n"
+    )
+    monkeypatch.setenv("FAKE_QEMU_HMP", told)
+    with launch("greet;sleep:60") as machine:
+        assert machine.forwarded_port() == 34567
+
+
+def test_without_a_forward_there_is_no_way_in(launch: Launch) -> None:
+    with launch("greet;sleep:60") as machine, pytest.raises(LaunchError, match="does not forward"):
+        machine.forwarded_port()
