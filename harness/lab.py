@@ -12,9 +12,13 @@ from functools import cached_property
 from pathlib import Path
 
 from harness import paths
+from harness.errors import KernelError
+from harness.errors import KernelError
 from harness.guest import template
 from harness.guest.boot import Recipe
 from harness.guest.template import Template
+from harness.images import config_problems
+from harness.images import config_problems
 from harness.images.guest import GuestImages, prepare
 from harness.images.kernel import Kernel, resolve
 from harness.images.store import Store
@@ -34,6 +38,24 @@ class Options:
     machine: str = "default"
     #: Images were verified by whoever started this process.
     trusted: bool = False
+
+
+def check_drivers(kernel: Kernel, machine: Machine) -> None:
+    """Raise KernelError, with the lines to set, when a kernel cannot drive a machine.
+
+    A kernel that does not tell its configuration passes: its console says what is missing.
+    """
+    groups = ["boot"]
+    groups += ["nvdimm"] if any(dimm.namespace for dimm in machine.nvdimms) else []
+    groups += ["vfio"] if any(device.vfio for device in machine.pci) else []
+    groups += [machine.iommu] if machine.iommu != "none" else []
+    missing = config_problems(kernel, groups=tuple(groups))
+    if missing:
+        lines = " ".join(str(problem).partition(" ")[0] for problem in missing)
+        raise KernelError(
+            f"kernel {kernel.release} lacks what machine {machine.name} needs",
+            hint=f"set {lines} in its .config",
+        )
 
 
 class Lab:
@@ -60,11 +82,21 @@ class Lab:
     @cached_property
     def kernel(self) -> Kernel:
         """The kernel under test."""
-        return resolve(self.options.kernel, self.store)
+        kernel = resolve(self.options.kernel, self.store)
+        check_drivers(kernel, self.machine)
+        return kernel
 
     @cached_property
     def images(self) -> GuestImages:
-        """The guest's software."""
+        """The guest's software; KernelError names what a kernel was built without."""
+        missing = config_problems(self.kernel)
+        if missing:
+            lines = " ".join(str(problem).split(" ")[0] for problem in missing)
+            raise KernelError(
+                f"kernel {self.kernel.release} lacks {missing[0].why}"
+                + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+                hint=f"set {lines}",
+            )
         return prepare(self.kernel, self.store, progress=self.say, verify=not self.options.trusted)
 
     @cached_property

@@ -15,6 +15,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 
 def wire(name: str) -> socket.socket:
@@ -24,26 +26,32 @@ def wire(name: str) -> socket.socket:
     return socket.socket(fileno=int(match[1]))
 
 
-def serve(monitor: socket.socket, greeted: threading.Event) -> None:
+def serve(monitor: socket.socket, answered: threading.Semaphore) -> None:
     """Answer QMP commands until the other end is gone."""
-    say(
-        monitor,
-        {
-            "QMP": {
-                "version": {"qemu": {"major": 0, "minor": 0, "micro": 0}, "package": ""},
-                "capabilities": [],
-            }
-        },
-    )
-    for line in monitor.makefile("r"):
-        command = json.loads(line)
+    version = {"qemu": {"major": 0, "minor": 0, "micro": 0}, "package": ""}
+    say(monitor, {"QMP": {"version": version, "capabilities": []}})
+    for command in commands(monitor):
         answer = {"return": {}} | ({"id": command["id"]} if "id" in command else {})
         if command["execute"] == "human-monitor-command":
             answer["return"] = os.environ.get("FAKE_QEMU_HMP", "")
         say(monitor, answer)
-        greeted.set()
+        answered.release()
         if command["execute"] == "quit":
             os._exit(0)
+
+
+def commands(monitor: socket.socket) -> Iterator[dict[str, Any]]:
+    """Read JSON objects, which nothing need separate, until the other end is gone."""
+    text = ""
+    while chunk := monitor.recv(1 << 16):
+        text += chunk.decode()
+        while text := text.lstrip():
+            try:
+                command, end = json.JSONDecoder().raw_decode(text)
+            except ValueError:
+                break  # the rest is on its way
+            text = text[end:]
+            yield command
 
 
 def say(monitor: socket.socket, message: object) -> None:
@@ -61,6 +69,7 @@ def play(scenario: str) -> None:
     """Do the scenario's words in order."""
     monitor: socket.socket | None = None
     console: socket.socket | None = None
+    answered = threading.Semaphore(0)
     for step in scenario.split(";"):
         word, _, rest = step.partition(":")
         match word:
@@ -70,9 +79,11 @@ def play(scenario: str) -> None:
             case "sleep":
                 time.sleep(float(rest))
             case "greet":
-                monitor, greeted = wire("qmp"), threading.Event()
-                threading.Thread(target=serve, args=(monitor, greeted), daemon=True).start()
-                greeted.wait(30)
+                monitor, answered = wire("qmp"), threading.Semaphore(0)
+                threading.Thread(target=serve, args=(monitor, answered), daemon=True).start()
+                answered.acquire(timeout=30)
+            case "asked":  # until the harness has asked something
+                answered.acquire(timeout=30)
             case "print":
                 console = console or wire("console")
                 console.sendall(rest.encode() + b"\r\n")

@@ -120,8 +120,9 @@ def test_plain_table_has_one_line_a_test_and_the_way_back(tmp_path: Path) -> Non
     out = io.StringIO()
     table.show(records, results=tmp_path, seconds=3.0, options=["--kernel", "/b"], file=out)
     lines = out.getvalue().splitlines()
-    assert lines[0] == "V3   test_v3_x[ext4] PASS     0.5 s  map: OK"
-    assert lines[1].startswith("V8   test_v8_y       FAIL")
+    assert lines[0].startswith("L1   test_l1_z       MISS")
+    assert lines[1] == "V3   test_v3_x[ext4] PASS     0.5 s  map: OK"
+    assert lines[2].startswith("V8   test_v8_y       FAIL")
     assert "  again:  nvh test -k test_v8_y --kernel /b" in lines
     assert f"  folder: {tmp_path}/tests/test_v.test_v8_y" in lines
     assert "  kernel: warning: WARNING in f" in lines

@@ -92,6 +92,13 @@ def test_the_report_may_lack_stamps_where_the_log_has_them() -> None:
     assert [finding.kind for finding in classify(log)] == [Kind.WARNING]
 
 
+def test_a_report_may_begin_behind_a_prompt() -> None:
+    prompt = "guest login: "
+    assert kinds(prompt + WARNING[0], *BODY) == ["warning"]
+    assert kinds(prompt + WARNING[0], *BODY, stamp="") == ["warning"]
+    assert kinds(prompt + WARNING[0], *(f"line {n}" for n in range(30))) == []
+
+
 def test_log_without_any_stamp() -> None:
     assert kinds(*WARNING, stamp="") == ["warning"]
 
@@ -160,7 +167,7 @@ def test_a_second_boot_is_a_finding_unless_asked_for(before: str, found: list[st
 def test_a_log_that_a_program_prints_is_no_second_boot() -> None:
     boot = [
         "[    0.000000] Linux version 6.1.0 (x)",
-        *(f"[    0.{n:06}] line {n}" for n in range(1, 200)),
+        *(f"[    {n / 40:.6f}] line {n}" for n in range(1, 200)),
     ]
     assert classify([*boot, "# dmesg", *boot, "[    7.000000] later"]) == []
     assert classify([*boot, "# dmesg | head -n 1", boot[0], "[    7.000000] later"]) == []
@@ -179,9 +186,10 @@ def test_hostile_input_is_bounded() -> None:
         classifier.feed(b"A" * (1 << 20))
     classifier.feed(b"\n" + STAMP.encode() + b"WARNING: CPU: 0 PID: 1 at " + b"x" * (1 << 20))
     classifier.feed(b"\x00\xff\x1b[" * 100000 + b"\n")
+    found = []
     for _ in range(2000):  # headers without an end
-        classifier.feed(f"{STAMP}{WARNING[0]}\n".encode())
-    found = classifier.finish()
+        found += classifier.feed(f"{STAMP}{WARNING[0]}\n".encode())
+    found += classifier.finish()
     assert len(found) >= 2000
     assert max(len(line) for finding in found for line in finding.trace) <= 512
     assert time.process_time() - began < 10

@@ -46,11 +46,14 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
     @contextlib.contextmanager
     def launched(scenario: str) -> Iterator[Vm]:
         monkeypatch.setenv("FAKE_QEMU", scenario)
-        before = set(os.listdir("/proc/self/fd"))
+        before = len(list(Path("/proc/self/fd").iterdir()))
         with vm.launched(argv, folder=tmp_path, grace=0.2) as started:
+            if ";asked" in scenario:
+                started.responds(30)
             yield started
         assert started.child.poll() is not None
-        assert len(set(os.listdir("/proc/self/fd")) - before) <= 1  # the event loop's own
+        # QMP's event loop, made at the first start, keeps three.
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3
 
     return launched
 
@@ -62,6 +65,16 @@ def death(machine: Vm) -> Exception:
         assert time.monotonic() < deadline, "nothing ended it"
         time.sleep(0.005)
     return error
+
+
+def freeze(machine: Vm) -> None:
+    """Stop QEMU's process and wait until each of its threads stands still."""
+    os.kill(machine.child.pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{machine.child.pid}/task")
+    deadline = time.monotonic() + 30
+    while any(") T " not in (task / "stat").read_text() for task in tasks.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_a_living_guest(launch: Launch) -> None:
@@ -80,16 +93,16 @@ def test_a_soft_stop_asks(launch: Launch) -> None:
 
 def test_a_hard_stop_kills(launch: Launch) -> None:
     with launch("greet;ignore-term;sleep:60") as machine:
-        os.kill(machine.child.pid, signal.SIGSTOP)  # it answers nothing any more
+        freeze(machine)  # it answers nothing any more
     assert machine.child.returncode == -signal.SIGKILL
 
 
 def test_a_refusal_carries_the_last_words(launch: Launch, tmp_path: Path) -> None:
     with pytest.raises(LaunchError) as caught, launch("refuse:-device edo: not a device"):
         pass
-    assert caught.value.message == (
-        "QEMU refused to start: qemu-system-x86_64: -device edo: not a device"
-    )
+    assert caught.value.message.startswith("QEMU refused to start: ")
+    assert caught.value.message.endswith("qemu-system-x86_64: -device edo: not a device")
+    assert "\n" not in caught.value.message
     assert "first words" in (tmp_path / "qemu.stderr").read_text()
 
 
@@ -99,6 +112,12 @@ def test_a_program_that_says_nothing_is_not_qemu(
     monkeypatch.setattr(vm, "GREETING", 0.3)
     with pytest.raises(LaunchError, match="QEMU does not speak QMP"), launch("sleep:60"):
         pass
+
+
+def test_a_qemu_that_dies_behind_its_greeting(launch: Launch) -> None:
+    for _ in range(10):  # now in the handshake, now after it
+        with contextlib.suppress(LaunchError), launch("greet;stderr:boom;exit:1") as machine:
+            assert "boom" in str(death(machine))
 
 
 def test_a_missing_qemu(tmp_path: Path) -> None:
@@ -114,7 +133,7 @@ def test_a_panic_is_told_with_its_trace(launch: Launch) -> None:
         "print:Call Trace:;print:Kernel panic - not syncing: sysrq triggered crash;"
         "print:---[ end Kernel panic - not syncing: sysrq triggered crash ]---"
     )
-    with launch(f"greet;{trace};event:GUEST_PANICKED;sleep:60") as machine:
+    with launch(f"greet;asked;{trace};event:GUEST_PANICKED;sleep:60") as machine:
         error = death(machine)
     assert isinstance(error, GuestPanic)
     assert error.message == "the guest's kernel panicked: sysrq triggered crash"
@@ -122,13 +141,13 @@ def test_a_panic_is_told_with_its_trace(launch: Launch) -> None:
 
 
 def test_a_panic_without_pvpanic(launch: Launch) -> None:
-    scenario = "greet;print:Kernel panic - not syncing: x;event:SHUTDOWN,guest-reset;exit:0"
+    scenario = "greet;asked;print:Kernel panic - not syncing: x;event:SHUTDOWN,guest-reset;exit:0"
     with launch(scenario) as machine:
         assert isinstance(death(machine), GuestPanic)
 
 
 def test_who_prints_a_panic_does_not_end_the_guest(launch: Launch) -> None:
-    with launch("greet;print:Kernel panic - not syncing: only words;sleep:60") as machine:
+    with launch("greet;asked;print:Kernel panic - not syncing: only words;sleep:60") as machine:
         deadline = time.monotonic() + 30
         while "only words" not in machine.console.text():
             assert time.monotonic() < deadline
@@ -138,7 +157,7 @@ def test_who_prints_a_panic_does_not_end_the_guest(launch: Launch) -> None:
 
 @pytest.mark.parametrize("reason", ["guest-reset", "guest-shutdown"])
 def test_a_guest_that_ends_itself(launch: Launch, reason: str) -> None:
-    with launch(f"greet;print:bye;event:SHUTDOWN,{reason};exit:0") as machine:
+    with launch(f"greet;asked;print:bye;event:SHUTDOWN,{reason};exit:0") as machine:
         error = death(machine)
     assert type(error) is GuestReset
     assert reason in str(error)
@@ -146,7 +165,7 @@ def test_a_guest_that_ends_itself(launch: Launch, reason: str) -> None:
 
 def test_inits_own_words_come_first(launch: Launch) -> None:
     fatal = "print:nvh-init: FATAL: no root disk (CONFIG_VIRTIO_BLK=y)"
-    with launch(f"greet;{fatal};event:SHUTDOWN,guest-shutdown;exit:0") as machine:
+    with launch(f"greet;asked;{fatal};event:SHUTDOWN,guest-shutdown;exit:0") as machine:
         error = death(machine)
     assert type(error) is GuestLost
     assert str(error) == "the guest could not boot: no root disk (CONFIG_VIRTIO_BLK=y)"
@@ -158,7 +177,7 @@ def test_inits_own_words_come_first(launch: Launch) -> None:
 def test_a_qemu_that_dies_is_told_with_its_end_and_its_words(
     launch: Launch, end: str, how: str
 ) -> None:
-    with launch(f"greet;stderr:edu.c: assertion failed;{end}") as machine:
+    with launch(f"greet;asked;stderr:edu.c: assertion failed;{end}") as machine:
         error = death(machine)
     assert type(error) is GuestLost
     assert error.message == f"QEMU died with {how}: edu.c: assertion failed"
@@ -166,13 +185,13 @@ def test_a_qemu_that_dies_is_told_with_its_end_and_its_words(
 
 def test_a_qemu_that_stalls(launch: Launch) -> None:
     with launch("greet;sleep:60") as machine:
-        os.kill(machine.child.pid, signal.SIGSTOP)
+        freeze(machine)
         with pytest.raises(GuestHung, match="QEMU stalls"):
             machine.responds(0.3)
 
 
 def test_a_command_after_the_end_is_an_error(launch: Launch) -> None:
-    with launch("greet;exit:0") as machine:
+    with launch("greet;asked;exit:0") as machine:
         machine.child.wait(30)
         with pytest.raises(HostError, match="query-status"):
             machine.qmp.execute("query-status", timeout=10)

@@ -132,7 +132,6 @@ def _build(recipe: Recipe, target: Path) -> None:
     with booted(recipe, target, template=identity) as guest:
         assert guest.private is not None
         prepare(guest)
-        guest.ssh.close()
         _wait_for_resume(guest)
         snapshot.save(guest.vm, target / STATE)
         guest.vm.stop(grace=1.0)
@@ -166,10 +165,25 @@ def prepare(guest: Guest) -> None:
             guest.run(f"echo 1 > /sys/bus/pci/devices/{addresses[device.name]}/remove")
 
 
+#: Has the SSH port start the next sshd now, and waits until that one is warm.
+_WARM = """
+kill -HUP $(cat /run/nvh/door.pid)
+for try in $(seq 200); do
+    [ ! -e /run/nvh/warm ] || exit 0
+    sleep 0.05
+done
+exit 1
+"""
+#: Shuts the SSH port until the clone's random generator is reseeded; then waits for the clone.
+_RESUME = b"kill -STOP $(cat /run/nvh/door.pid); exec /run/nvh/resume\n"
+
+
 def _wait_for_resume(guest: Guest) -> None:
-    """Leave the guest's serial shell waiting for the line that only a clone is sent."""
+    """Leave the guest with an sshd ready and its serial shell waiting for a clone's first line."""
+    guest.run(_WARM)
+    guest.ssh.close()
     guest.vm.shell.settimeout(30.0)
-    guest.vm.shell.sendall(b"chmod 700 /run/nvh/resume; exec /run/nvh/resume\n")
+    guest.vm.shell.sendall(_RESUME)
     said = b""
     try:
         while not _WAITING.search(said):

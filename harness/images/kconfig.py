@@ -24,7 +24,7 @@ _LINE = re.compile(r"(CONFIG_\w+)=(.*)")
 
 @dataclass(frozen=True)
 class Problem:
-    """A configuration line that a kernel lacks: ``group`` is boot, harness or features."""
+    """A configuration line that a kernel lacks; ``group`` is a table of required.toml."""
 
     group: str
     option: str
@@ -50,7 +50,7 @@ def parse(text: str) -> dict[str, str]:
     return {match[1]: match[2].strip('"') for match in matches if match}
 
 
-def problems(kernel: Kernel, *, groups: tuple[str, ...] = ("boot", "harness")) -> list[Problem]:
+def problems(kernel: Kernel, *, groups: tuple[str, ...] = ("boot",)) -> list[Problem]:
     """Return what guest-images/kernel/required.toml asks for and a kernel lacks.
 
     An unknown configuration gives no problems: the guest's console then says what is missing.

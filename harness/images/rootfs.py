@@ -6,17 +6,27 @@ changes.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import re
+import shutil
+import subprocess
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness import paths, process
-from harness.errors import HarnessError, ImageError
+from harness.errors import ImageError
 from harness.images import apt, distribution
 from harness.images.store import Entry, Progress, Store, hash_of
 
+log = logging.getLogger(__name__)
+
 _DEADLINE = 1200.0
+#: Seconds that mmdebstrap gets to unmount and remove its tree after SIGTERM.
+_GRACE = 30.0
 IMAGE = "root.img"
 _APT = {
     "APT::Install-Recommends": "false",
@@ -65,20 +75,62 @@ def command(program: str, suite: str, image: str) -> list[str]:
 
 
 def _bootstrap(suite: str, target: Path) -> None:
-    program = process.find("mmdebstrap", package="mmdebstrap")
-    argv = command(program, suite, str(target / IMAGE))
+    argv = command(process.find("mmdebstrap", package="mmdebstrap"), suite, str(target / IMAGE))
     # mmdebstrap runs apt without the host's configuration: proxies and the like go along.
     argv[1:1] = [f"--aptopt={line.rstrip(';')}" for line in apt.host_options()]
     if os.environ.get("NVH_MIRROR"):
         argv.append(distribution.mirror(distribution.host_release().name))
-    with tempfile.TemporaryDirectory(prefix="nvh-root-", ignore_cleanup_errors=True) as scratch:
-        Path(scratch).chmod(0o755)
-        try:
-            done = process.run(argv, timeout=_DEADLINE, check=False, env={"TMPDIR": scratch})
-        except HarnessError as error:
-            raise ImageError(f"the root image was not built: {error.message}") from error
-    if done.status != 0 or not (target / IMAGE).is_file():
-        raise ImageError(
-            f"the root image was not built: {apt.last_error(done.stderr)}",
-            hint=distribution.MIRROR_HINT,
-        )
+    with _scratch() as scratch:
+        said = scratch / "mmdebstrap.log"
+        full = [*_confined(), "env", f"TMPDIR={scratch}", *argv]
+        with (
+            said.open("wb") as out,
+            process.running(full, stdout=out, stderr=out, grace=_GRACE) as child,
+        ):
+            try:
+                status = child.wait(_DEADLINE)
+            except subprocess.TimeoutExpired as error:
+                raise ImageError(f"no root image after {_DEADLINE:.0f} s") from error
+        if status < 0:
+            raise ImageError(f"mmdebstrap was ended by signal {-status}", hint="ask again")
+        if status != 0 or not (target / IMAGE).is_file():
+            raise ImageError(
+                f"the root image was not built: {apt.last_error(said.read_text(errors='replace'))}",
+                hint=distribution.MIRROR_HINT,
+            )
+
+
+def _confined() -> list[str]:
+    """Return a prefix that keeps mmdebstrap's mounts away from the host, whatever ends it.
+
+    As root it binds the host's own /dev/shm into its tree, writable, and leaves it there when it
+    is killed: who then removes the tree empties /dev/shm.  In a mount namespace of its own that
+    goes with its last process.  SIGTERM, also when the harness dies, lets it clean up.
+    """
+    setpriv = process.find("setpriv", package="util-linux")
+    prefix = [setpriv, "--pdeathsig", "TERM", "--"]
+    if os.geteuid() == 0:
+        unshare = process.find("unshare", package="util-linux")
+        prefix += [unshare, "--mount", "--propagation", "private", "--"]
+    return prefix
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A directory that mmdebstrap's users may enter, removed unless something is mounted in it."""
+    path = Path(tempfile.mkdtemp(prefix="nvh-root-")).resolve()
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        if mounts_below(path):
+            log.warning("%s is left: something is mounted in it, see findmnt(8)", path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def mounts_below(path: Path, *, mountinfo: Path = Path("/proc/self/mountinfo")) -> list[str]:
+    """Return the mount points at or below a path: removing it would remove what they show."""
+    points = [line.split()[4] for line in mountinfo.read_text().splitlines()]
+    decoded = [re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), at) for at in points]
+    return [at for at in decoded if Path(at).is_relative_to(path)]

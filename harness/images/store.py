@@ -35,7 +35,7 @@ _LOCKS = "locks"
 #: Seconds to wait for another process that builds the same entry; a root image takes half a minute.
 BUILD_PATIENCE = 1800.0
 _ROOM = 16 << 20
-_MAKE_ROOM = "nvh clean, or set NVH_CACHE to a directory with more room"
+_MAKE_ROOM = "nvh image gc, or set NVH_CACHE to a directory with more room"
 
 #: Told in a line of each thing that takes longer.
 Progress = Callable[[str], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -15,6 +16,8 @@ from typing import Any, TypeVar
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from harness.errors import HostError, LaunchError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -39,6 +42,7 @@ class _Loop:
         with cls._lock:
             if cls._loop is None:
                 cls._loop = asyncio.new_event_loop()
+                cls._loop.set_exception_handler(_unretrieved)
                 threading.Thread(target=cls._loop.run_forever, name="qmp", daemon=True).start()
         future = asyncio.run_coroutine_threadsafe(work, cls._loop)
         try:
@@ -46,6 +50,11 @@ class _Loop:
         except concurrent.futures.TimeoutError:
             future.cancel()
             raise
+
+
+def _unretrieved(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # What ended a connection is told by whoever uses it; asyncio would print a traceback as well.
+    log.debug("qmp: %s: %r", context.get("message"), context.get("exception"))
 
 
 class Qmp:
@@ -61,7 +70,13 @@ class Qmp:
         """Greet QEMU; LaunchError when it says nothing within ``timeout`` seconds."""
         try:
             _Loop.call(self._connect(), timeout)
-        except (concurrent.futures.TimeoutError, QMPError, OSError, EOFError) as error:
+        except (
+            concurrent.futures.TimeoutError,
+            QMPError,
+            OSError,
+            EOFError,
+            AssertionError,  # of qemu.qmp itself: QEMU died right behind its greeting
+        ) as error:
             raise LaunchError(f"QEMU does not speak QMP: {error or 'no answer'}") from error
 
     async def _connect(self) -> None:

@@ -177,7 +177,9 @@ def _connect(child: subprocess.Popen[bytes], ours: tuple[socket.socket, ...], fo
     except LaunchError as error:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(0.5)
-        if child.poll() is not None:
+        ended = child.poll() is not None
+        vm.stop(grace=0)
+        if ended:
             raise LaunchError(f"QEMU refused to start: {vm.words()}") from error
         raise
     return vm

@@ -66,7 +66,7 @@ def show(
 
 
 def lines_of(records: Sequence[TestRecord]) -> list[Line]:
-    """Return the table's lines in the catalogue's order: a test each, fewer where there are many."""
+    """Return the table's lines in the catalogue's order: a test each, fewer where many."""
     ordered = sorted(records, key=_place)
     if len(ordered) < _MANY:
         return [

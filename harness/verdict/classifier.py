@@ -140,13 +140,10 @@ class Classifier:
         if self._boot is not None or any(not report.steady for report in reports):
             return 0
         # No more lines than could end a report, so that it ends where it would line by line.
-        end = 0
-        for _ in range(min(report.room for report in reports)):
-            newline = piece.find(b"\n", end)
-            if newline < 0:
-                break
-            end = newline + 1
-        piece = piece[:end]
+        room = min(report.room for report in reports)
+        piece = piece[: piece.rfind(b"\n") + 1]
+        if piece.count(b"\n") > room:
+            piece = piece[: len(piece) - len(piece.split(b"\n", room)[-1])]
         if not piece:
             return 0
         found = rows(piece, stamped=self._stamped)
@@ -190,7 +187,7 @@ class Classifier:
         report = Splat.begun(self._line, line, header, match)
         # Where the kernel stamps its lines, one without a stamp is a program's until more follows.
         foreign = self._stamped and not line.stamped
-        report.needs_proof = header.confirm or foreign
+        report.needs_proof = report.needs_proof or foreign
         if header.one_line and not foreign:
             self._finish_report(report, at_end=False)
         else:

@@ -124,8 +124,9 @@ HEADERS: tuple[Header, ...] = (
     ),
     _header(
         Kind.KASAN,
-        "BUG: KASAN:",
-        r"BUG: KASAN: (?P<what>.*?)(?: in (?P<func>[\w.]+)(?:\+.*)?| on address.*| at addr.*)?$",
+        "BUG: KAS",
+        r"BUG: KAS(?:AN|an): (?P<what>.*?)"
+        r"(?: in (?P<func>[\w.]+)(?:\+.*)?| on address.*| at addr.*)?$",
         "KASAN: {what} in {where}",
         Where.HEADER,
     ),
@@ -249,7 +250,7 @@ HEADERS: tuple[Header, ...] = (
     _header(
         Kind.HUNG_TASK,
         "INFO: task",
-        r"INFO: task (?P<what>.*):\d+ (?:blocked|is blocked)(?: in I/O wait)? for more than",
+        r"INFO: task (?P<what>.*):\d+ (?:(?:is )?blocked(?: in I/O wait)?|can't die) for more than",
         "task {what} hung in {where}",
         Where.SLEEP,
     ),
@@ -287,6 +288,14 @@ HEADERS: tuple[Header, ...] = (
         Kind.WARNING,
         "WARNING: ",
         r"WARNING: (?:CPU: \d+ PID: \d+\b|at [\w./+-]+\.[chS]\b|kernel stack (?:regs|frame)\b)",
+        "WARNING in {where}",
+        Where.IP,
+        confirm=True,
+    ),
+    _header(  # the rest of the line was lost
+        Kind.WARNING,
+        "WARNING:",
+        r"WARNING:\s*$",
         "WARNING in {where}",
         Where.IP,
         confirm=True,
@@ -394,9 +403,19 @@ ASKED_FOR = re.compile(
     rb"|[Pp]ower(?:ing)?[ -](?:off|down)|going down for|[Ss]hutting down|kexec|System halted"
 )
 
+#: Words that stand for a report even in the middle of a line, where its lines follow.
+UNMISTAKABLE = re.compile(
+    r"kernel BUG at |BUG: (?:K[A-Z]{1,2}SAN|KFENCE|unable to handle|kernel NULL pointer)"
+    r"|BUG: soft lockup"
+    r"|WARNING: CPU: \d+ PID: \d+ at |general protection fault(?:, prob|: 0000 \[)"
+    r"|INFO: task .{1,60} blocked for more|INFO: rcu_\w+ (?:self-)?detected"
+    r"|Kernel panic - not syncing: |(?:WARNING|INFO): possible (?:circular|recursive)"
+    r"|(?:divide error|invalid opcode|stack segment): 0000 \[#"
+)
+
 #: Messages that look like a header and are none.
 NOT_A_HEADER = re.compile(
-    r"BUG: (?:no syscalls can create|[a-z]+ is deprecated)"
+    r"BUG: (?:no syscalls can create|[a-z]+ is deprecated)|BUG \S+ \(.*\): kasan: bad access"
     r"|INFO: (?:lockdep is turned off|Stall ended before|NMI handler|sys_)"
 )
 
@@ -408,6 +427,6 @@ _IMPLIED = {":", "soft lockup", "NULL pointer dereference"}
 def triggers() -> tuple[bytes, ...]:
     """Return the literals to scan for, as few as will do: every header has at least one of them."""
     keys = {header.key for header in HEADERS} - _IMPLIED
-    keys |= {"WARNING: ", "INFO: ", "BUG:", "---[ ", *BANNER_KEYS}
+    keys |= {"INFO: ", "BUG:", "---[ ", *BANNER_KEYS}
     short = {key for key in keys if not any(other in key for other in keys if other != key)}
     return tuple(sorted(key.encode() for key in short))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from harness.verdict import titles
 from harness.verdict.finding import Finding
 from harness.verdict.logline import Line
-from harness.verdict.patterns import END, END_KEY, HEADERS, NOT_A_HEADER, Header, Kind
+from harness.verdict.patterns import END, END_KEY, HEADERS, NOT_A_HEADER, UNMISTAKABLE, Header, Kind
 
 #: Lines of one report that are kept.
 _MAX_LINES = 400
@@ -66,6 +66,7 @@ class Splat:
     seen: int = 0  # lines since it began, its own or not
     confirmed: bool = False
     needs_proof: bool = False
+    strict: bool = False  # proof is needed even where the stream ends before it could come
     died: bool = False
     ended: bool = False  # the line that was taken is its last
     second: bool = False  # the header of the WARN() or BUG() around it was seen
@@ -131,7 +132,8 @@ class Splat:
     def adopt(self, header: Header, match: re.Match[str], text: str, number: int) -> None:
         """Take its header."""
         self.header, self.match, self.kind = header, match, refined(header, match)
-        self.needs_proof = self.needs_proof or header.confirm
+        self.strict = self.strict or text[: match.start()].strip(" \t=*") != ""
+        self.needs_proof = self.needs_proof or header.confirm or self.strict
         self.died = "[#" in text
         self.add(text, number)
         self.kept, self.last_line, self.gap = len(self.lines), number, 0
@@ -187,7 +189,7 @@ class Splat:
 
         ``at_end`` tells that the stream ended within it.
         """
-        cut_short = at_end and self.seen <= CONFIRM_WITHIN
+        cut_short = at_end and not self.strict and self.seen <= CONFIRM_WITHIN
         cut_short = cut_short and (self.line.stamped or not log_is_stamped)
         if not self.confirmed and (self.header is None or (self.needs_proof and not cut_short)):
             return None
@@ -211,13 +213,25 @@ class Splat:
 
 
 def header_of(text: str) -> tuple[Header, re.Match[str]] | None:
-    """Return the header that a message is, if it is one."""
-    stripped = text.lstrip(" \t=*")
+    """Return the header that a message begins with, if it is one.
+
+    One in the middle of a line counts only where its words are the kernel's alone: a prompt or
+    half a line of another CPU may stand before it.  Its match does not begin at 0.
+    """
+    found = _header_at(text, len(text) - len(text.lstrip(" \t=*")))
+    if found is None:
+        inner = UNMISTAKABLE.search(text)
+        if inner is not None and inner.start() > 0:
+            found = _header_at(text, inner.start())
+    return found
+
+
+def _header_at(text: str, start: int) -> tuple[Header, re.Match[str]] | None:
     for header in HEADERS:
-        if header.key in stripped:
-            match = header.regex.match(stripped)
+        if header.key in text:
+            match = header.regex.match(text, start)
             if match:
-                return None if NOT_A_HEADER.match(stripped) else (header, match)
+                return None if NOT_A_HEADER.match(text, start) else (header, match)
     return None
 
 

@@ -308,7 +308,7 @@ static void wait_for_end(void)
 	bool ended = fileop_wait(&run.child, run.end_deadline);
 	bool done = atomic_load(&run.child.report->done);
 
-	if (last)
+	if (last && last->refs_known)
 		nvh_fact_bool("refs_restored", pin_refs_restored(last));
 	refs_fact("refs_after");
 	nvh_fact_bool("hung", !ended);

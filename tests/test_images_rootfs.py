@@ -1,0 +1,49 @@
+"""The root image's clean-up never reaches through a mount."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.images import rootfs
+
+MOUNTINFO = """\
+22 27 0:21 / /proc rw,relatime - proc proc rw
+87 27 0:27 / {path}/mmdebstrap.x/dev/shm rw,relatime - tmpfs tmpfs rw
+88 27 0:28 / {path}-other/dev rw,relatime - tmpfs tmpfs rw
+89 27 0:29 / {path}/with\\040space rw,relatime - tmpfs tmpfs rw
+"""
+
+
+def test_mounts_below_a_path_are_found(tmp_path: Path) -> None:
+    info = tmp_path / "mountinfo"
+    info.write_text(MOUNTINFO.format(path="/tmp/nvh-root-a"))
+    found = rootfs.mounts_below(Path("/tmp/nvh-root-a"), mountinfo=info)
+    assert found == ["/tmp/nvh-root-a/mmdebstrap.x/dev/shm", "/tmp/nvh-root-a/with space"]
+    assert rootfs.mounts_below(Path("/tmp/nvh-root-b"), mountinfo=info) == []
+
+
+def test_a_tree_with_a_mount_in_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with rootfs._scratch() as path:
+        keep = path / "precious"
+        keep.write_text("x")
+        monkeypatch.setattr(rootfs, "mounts_below", lambda _: ["/somewhere"])
+    assert keep.read_text() == "x"
+    keep.unlink()
+    path.rmdir()
+
+
+def test_a_plain_tree_is_removed() -> None:
+    with rootfs._scratch() as path:
+        (path / "dir").mkdir()
+    assert not path.exists()
+
+
+def test_root_builds_in_a_mount_namespace_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "--mount" in rootfs._confined()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "--mount" not in rootfs._confined()
+    assert "TERM" in rootfs._confined()
