@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.guest import Guest
+from harness.report.results import write_atomic
 from harness.verdict.classifier import Finding, classify, unexpected
 
 log = logging.getLogger(__name__)
@@ -45,5 +46,5 @@ class Observer:
 
     def save(self, folder: Path) -> None:
         """Write both slices into the test's folder."""
-        (folder / "dmesg").write_text(self.dmesg, errors="replace")
-        (folder / "console.log").write_text(self.console, errors="replace")
+        write_atomic(folder / "dmesg", self.dmesg)
+        write_atomic(folder / "console.log", self.console)

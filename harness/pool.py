@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,10 +69,17 @@ class GuestPool:
     """Where a process's guests come from."""
 
     def __init__(
-        self, lab: Lab, folder: Path, *, ahead: int = 1, say: Callable[[str], None] = log.warning
+        self,
+        lab: Lab,
+        folder: Path,
+        *,
+        evidence: Path | None = None,
+        ahead: int = 1,
+        say: Callable[[str], None] = log.warning,
     ) -> None:
         self._lab = lab
         self._folder = folder
+        self._evidence = evidence
         self._ahead = ahead if budget(lab.machine.memory) > ahead else 0
         self._say = say
         self._numbers = itertools.count(1)
@@ -91,7 +99,10 @@ class GuestPool:
             return
         template = self._template(recipe) if wish.isolation == "clone" else None
         if template is None:
-            with booted(recipe, self._new_folder()) as guest:
+            folder = self._new_folder()
+            with booted(recipe, folder) as guest:
+                (folder / "dmesg").write_text(guest.dmesg(), errors="replace")
+                self._show(folder)
                 yield guest
             return
         with self._take(template) as guest:
@@ -108,9 +119,23 @@ class GuestPool:
             except NotMigratable as error:
                 reason = error.message
                 self._templates[key] = None
+            found = self._templates[key]
+            if found is not None:
+                self._show(found.path)
             if reason:
                 self._say(f"machine {recipe.machine.name} is booted for every test: {reason}")
         return self._templates[key]
+
+    def _show(self, boot: Path) -> None:
+        """Copy what the first boot left to read to where the run's results are."""
+        if self._evidence is None or (self._evidence / "console.log").exists():
+            return
+        for name in templates.EVIDENCE:
+            with contextlib.suppress(OSError):
+                aside = self._evidence / f".{name}.{os.getpid()}"
+                shutil.copyfile(boot / name, aside)
+                aside.chmod((boot / name).stat().st_mode & 0o777 | 0o600)
+                aside.replace(self._evidence / name)
 
     def _take(self, template: Template) -> contextlib.AbstractContextManager[Guest]:
         for warm in self._warm:
@@ -144,9 +169,12 @@ class GuestPool:
 
     @staticmethod
     def _throw_away(warm: _Warm) -> None:
+        folder = None
         with contextlib.suppress(HarnessError):
-            warm.guest.result()
+            folder = warm.guest.result().vm.folder
         warm.stack.close()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _shared_guest(self, recipe: Recipe) -> Guest:
         """Return the recipe's shared guest, another one when it broke."""
@@ -180,6 +208,9 @@ class GuestPool:
             stack.close()
         self._shared.clear()
         self._starter.shutdown()
+        for folder in (self._folder, self._folder.parent):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing in it was worth keeping
 
 
 def sound(guest: Guest) -> bool:
@@ -195,9 +226,12 @@ def sound(guest: Guest) -> bool:
 
 
 @contextlib.contextmanager
-def guest_pool(lab: Lab, folder: Path) -> Iterator[GuestPool]:
-    """Hand out guests for as long as the block lasts."""
-    pool = GuestPool(lab, folder)
+def guest_pool(lab: Lab, folder: Path, *, evidence: Path | None = None) -> Iterator[GuestPool]:
+    """Hand out guests for as long as the block lasts.
+
+    ``folder`` takes a folder for each guest, ``evidence`` what the first boot left to read.
+    """
+    pool = GuestPool(lab, folder, evidence=evidence)
     try:
         yield pool
     finally:

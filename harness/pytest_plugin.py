@@ -6,9 +6,11 @@ xdist the workers run tests and write each test's folder; the controller writes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
+import shutil
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ from harness.observe import Observer
 from harness.pool import ISOLATIONS, GuestPool, Wish, guest_pool
 from harness.report import junit, summary, table
 from harness.report.record import TestRecord
-from harness.report.results import ResultsDir
+from harness.report.results import ResultsDir, write_atomic, write_json
 from harness.verdict.expectation import Case, Catalogue, Mismatch, NotProven, row_id
 from harness.verdict.known import KnownIssues
 from harness.verdict.status import Status
@@ -158,7 +160,7 @@ def guests(request: pytest.FixtureRequest) -> Iterator[GuestPool]:
     state = _state(request.config)
     folder = state.results.path / "guests" / (_worker(request.config) or "main")
     folder.mkdir(parents=True)
-    with guest_pool(state.lab, folder) as pool:
+    with guest_pool(state.lab, folder, evidence=state.results.path) as pool:
         yield pool
 
 
@@ -185,6 +187,19 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
         request.node.stash[_OBSERVER] = observer
         observer.begin()
         yield given
+    _keep_logs(request.node, given)
+
+
+def _keep_logs(item: pytest.Item, guest: Guest) -> None:
+    """Move what a guest of the test's own left into the test's folder."""
+    if guest.vm.child.poll() is None:
+        return  # a shared guest goes on
+    folder = _state(item.config).results.test_dir(item.nodeid)
+    for file in guest.vm.folder.iterdir():
+        target = f"guest-{file.name}" if file.name in {"console.log", "dmesg"} else file.name
+        shutil.move(str(file), str(folder / target))
+    with contextlib.suppress(OSError):
+        guest.vm.folder.rmdir()
 
 
 def _wish(item: pytest.Item, config: pytest.Config) -> Wish:
@@ -300,14 +315,14 @@ def _record(item: pytest.Item) -> TestRecord:
             excerpts["dmesg"] = observer.dmesg
     output = "".join(text for _, _, text in getattr(item, "_report_sections", []))
     if output:
-        (folder / "output.txt").write_text(output, errors="replace")
+        write_atomic(folder / "output.txt", output)
         excerpts["output"] = output
     row = state.catalogue.of_test(item.name)
     seconds = time.time() - item.stash.get(_BEGUN, time.time())
     data = made.record if made else {}
     expected = state.known.concerning(item.name, state.lab.kernel.release)
     if made is not None:
-        (folder / "facts.json").write_text(json.dumps(data, indent=1, default=repr) + "\n")
+        write_json(folder / "facts.json", data)
     return TestRecord(
         nodeid=item.nodeid,
         status=status,

@@ -31,6 +31,8 @@ _RECIPE = "2"
 KIND = "template"
 STATE = "state"
 _INFO = "info.json"
+#: What a template's boot left to read.
+EVIDENCE = ("console.log", "dmesg", "qemu.sh")
 _WAITING = re.compile(rb"nvh-resume: waiting")
 
 
@@ -132,6 +134,7 @@ def _build(recipe: Recipe, target: Path) -> None:
     with booted(recipe, target, template=identity) as guest:
         assert guest.private is not None
         prepare(guest)
+        (target / "dmesg").write_text(guest.dmesg(), errors="replace")
         _wait_for_resume(guest)
         snapshot.save(guest.vm, target / STATE)
         guest.vm.stop(grace=1.0)
