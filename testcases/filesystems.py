@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from harness.guest import Guest
 from harness.guest.guest import Mount
@@ -38,6 +39,48 @@ def inode_mount(guest: Guest, fs: str) -> Iterator[Mount]:
     """As dax_mount(), but with dax=inode: each file's flag decides."""
     with guest.mounted(guest.namespace(_NAMESPACE[fs]), fs, dax="inode", mkfs=_MKFS[fs]) as mount:
         yield mount
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A mount that may have been refused: then there is no path, and mount(8)'s words say why."""
+
+    path: str | None
+    words: str
+
+
+@contextlib.contextmanager
+def undaxable_mount(guest: Guest, fs: str, lacks: str) -> Iterator[Attempt]:
+    """Try dax=always on 1 KiB blocks ("page-sized blocks") or on a loop device ("a DAX device")."""
+    path = "/mnt/undaxable"
+    guest.run(f"mkdir -p {path}; modprobe -q {fs}; modprobe -q loop; true")
+    force = {"ext4": "-qF", "xfs": "-qf -m reflink=0"}[fs]
+    device = guest.namespace(_NAMESPACE[fs]).device
+    if lacks == "page-sized blocks":
+        guest.run(f"mkfs.{fs} {force} {'-b 1024' if fs == 'ext4' else '-b size=1024'} {device}")
+        options = "dax=always"
+    else:
+        device, options = "/dev/shm/nvh-undaxable", "loop,dax=always"
+        guest.run(f"truncate -s 400M {device}; mkfs.{fs} {force} {device}")
+    done = guest.run(f"mount -t {fs} -o {options} {device} {path}", check=False)
+    shown = guest.run(f"grep ' {path} ' /proc/mounts", check=False).stdout.strip()
+    try:
+        yield Attempt(path if done.status == 0 else None, shown or done.stderr.strip())
+    finally:
+        guest.run(f"umount {path} 2>/dev/null; rm -f /dev/shm/nvh-undaxable", check=False)
+
+
+@contextlib.contextmanager
+def ext2_mount(guest: Guest) -> Iterator[tuple[str, str]]:
+    """Mount ext2 with -o dax; gives the path and what the kernel said of it."""
+    path, device = "/mnt/ext2", guest.namespace("fsdax0").device
+    guest.run(f"mkdir -p {path}; modprobe -q ext4; mkfs.ext2 -qF -b 4096 {device}")
+    guest.run(f"mount -t ext2 -o dax {device} {path}")
+    words = guest.run("dmesg | grep 'EXT.-fs (pmem' | tail -n 4").stdout
+    try:
+        yield path, words
+    finally:
+        guest.run(f"umount {path}", check=False)
 
 
 def give_up_reserves(guest: Guest, mount: Mount) -> None:

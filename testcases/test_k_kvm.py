@@ -42,6 +42,7 @@ def expect_pages(case: Case, facts: dict[str, Any], size: str) -> None:
     ("name", "page", "size"), [("devdax2m", "2m", "2M"), ("devdax1g", "1g", "1G")]
 )
 def test_k1_device_dax(guest: Guest, case: Case, name: str, page: str, size: str) -> None:
+    """The VM runs and its memory is one page of the size that the device has."""
     namespace = guest.namespace(name)
     facts = run_vm(guest, case, "--source", f"dax:{namespace.device}", "--size", size)
     for key in ("run", "exit", "said_right", "memory"):
@@ -50,6 +51,7 @@ def test_k1_device_dax(guest: Guest, case: Case, name: str, page: str, size: str
 
 
 def test_k1_small_pages_are_told_apart(guest: Guest, case: Case) -> None:
+    """The counters do tell 4 KiB pages: the proof that the others mean something."""
     facts = run_vm(guest, case, "--source", "anon")
     case.expect("memory", facts["memory"])
     case.expect(
@@ -60,6 +62,7 @@ def test_k1_small_pages_are_told_apart(guest: Guest, case: Case) -> None:
 @pytest.mark.parametrize("offset", ["2M", "1M"])
 @pytest.mark.parametrize("fs", NAMES)
 def test_k2_dax_file(guest: Guest, case: Case, fs: str, offset: str) -> None:
+    """An aligned file gives one 2 MiB page, a misaligned one none."""
     mkfs = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}[fs]
     with dax_mount(guest, case, fs, mkfs=mkfs) as mount:
         if fs == "xfs":
@@ -76,6 +79,7 @@ def test_k2_dax_file(guest: Guest, case: Case, fs: str, offset: str) -> None:
 
 
 def test_k4_device_dax_references_come_back(guest: Guest, case: Case) -> None:
+    """KVM leaves no reference behind."""
     source = f"dax:{guest.namespace('devdax2m').device}"
     facts = run_vm(guest, case, "--source", source)
     case.expect("exit", facts["exit"])

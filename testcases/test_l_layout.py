@@ -37,6 +37,7 @@ def judge(case: Case, facts: dict[str, Any], *keys: str) -> None:
 @every_fs
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_l1_operation_waits_for_the_pin(guest: Guest, case: Case, fs: str, operation: str) -> None:
+    """It waits in the layout break for both pins, touches nothing meanwhile, then does its work."""
     with dax_mount(guest, case, fs) as mount:
         done = guest.workload(
             "layout", "--file", f"{mount.path}/a", "--op", operation, "--pin-page", "3,9"
@@ -52,6 +53,7 @@ def test_l1_operation_waits_for_the_pin(guest: Guest, case: Case, fs: str, opera
 @every_fs
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_l1_nothing_pinned_nothing_waits(guest: Guest, case: Case, fs: str, operation: str) -> None:
+    """Without a pin, or with one in another file, it is done at once."""
     with dax_mount(guest, case, fs) as mount:
         for pin in (("--pin", "none"), ("--pin-file", f"{mount.path}/b")):
             facts = guest.workload(
@@ -72,6 +74,7 @@ def test_l1_nothing_pinned_nothing_waits(guest: Guest, case: Case, fs: str, oper
 def test_l2_signal_ends_the_wait(
     guest: Guest, case: Case, fs: str, operation: str, how: str
 ) -> None:
+    """A handler makes it EINTR, SIGKILL ends it; either way the file is untouched."""
     with dax_mount(guest, case, fs) as mount:
         facts = guest.workload(
             "layout", "--file", f"{mount.path}/a", "--op", operation, "--signal", how
@@ -85,6 +88,7 @@ def test_l2_signal_ends_the_wait(
 
 @every_fs
 def test_l3_truncate_of_the_tail_waits(guest: Guest, case: Case, fs: str) -> None:
+    """The pinned page stays in the file, and yet the truncate waits."""
     with dax_mount(guest, case, fs) as mount:
         facts = guest.workload(
             "layout", "--file", f"{mount.path}/a", "--pin-page", "0", "--op-page", "12"
@@ -96,6 +100,7 @@ def test_l3_truncate_of_the_tail_waits(guest: Guest, case: Case, fs: str) -> Non
 @every_fs
 @pytest.mark.parametrize("operation", ["read", "write", "fsync"])
 def test_l4_other_work_does_not_wait(guest: Guest, case: Case, fs: str, operation: str) -> None:
+    """What leaves the layout alone does not care for pins."""
     with dax_mount(guest, case, fs) as mount:
         facts = guest.workload("layout", "--file", f"{mount.path}/a", "--op", operation).facts
     judge(case, facts, "seen_waiting", "returned_while_pinned", "op", "content", "pipe_kept")
@@ -110,6 +115,7 @@ def test_l4_other_work_does_not_wait(guest: Guest, case: Case, fs: str, operatio
 def test_l5_operation_ends_with_the_io(
     guest: Guest, case: Case, fs: str, operation: str, pin: str
 ) -> None:
+    """It waits while the I/O lasts and wakes up when it ends."""
     slow = slow_device(guest, case)
     with dax_mount(guest, case, fs) as mount:
         facts = guest.workload(
@@ -126,6 +132,7 @@ def test_l5_operation_ends_with_the_io(
 def test_l6_unmapped_page_keeps_its_block(
     guest: Guest, case: Case, fs: str, operation: str
 ) -> None:
+    """A pin without a mapping holds the block as one with a mapping does."""
     with dax_mount(guest, case, fs) as mount:
         facts = guest.workload(
             "layout", "--file", f"{mount.path}/a", "--op", operation, "--munmap"
@@ -138,6 +145,7 @@ def test_l6_unmapped_page_keeps_its_block(
 
 @every_fs
 def test_l7_pinned_data_survives_a_full_file_system(guest: Guest, case: Case, fs: str) -> None:
+    """Another file takes every free block; the pipe still gives the old data."""
     with dax_mount(guest, case, fs) as mount:
         give_up_reserves(guest, mount)
         facts = guest.workload(
@@ -150,6 +158,7 @@ def test_l7_pinned_data_survives_a_full_file_system(guest: Guest, case: Case, fs
 
 @every_fs
 def test_l8_late_io_reaches_no_other_file(guest: Guest, case: Case, fs: str) -> None:
+    """Data that arrives late is found in no page of the file that took the blocks."""
     slow = slow_device(guest, case, with_data=True)
     assert slow.backing is not None
     with dax_mount(guest, case, fs) as mount:
@@ -164,6 +173,7 @@ def test_l8_late_io_reaches_no_other_file(guest: Guest, case: Case, fs: str) -> 
 
 @every_fs
 def test_l9_blocks_of_an_unlinked_file_are_not_reused(guest: Guest, case: Case, fs: str) -> None:
+    """As L7, with the last name and descriptor of the file gone."""
     with dax_mount(guest, case, fs) as mount:
         give_up_reserves(guest, mount)
         facts = guest.workload(
@@ -176,6 +186,7 @@ def test_l9_blocks_of_an_unlinked_file_are_not_reused(guest: Guest, case: Case, 
 
 @every_fs
 def test_l11_touching_the_page_again_delays_nothing(guest: Guest, case: Case, fs: str) -> None:
+    """A new fault on the pinned page must not keep the operation from ending."""
     with dax_mount(guest, case, fs) as mount:
         facts = guest.workload(
             "layout", "--file", f"{mount.path}/a", "--op", "punch", "--touch-while-waiting"

@@ -6,13 +6,21 @@ import pytest
 
 from harness.guest import Guest
 from harness.verdict.expectation import Case
-from testcases.filesystems import NAMES, dax_mount, inode_mount, page_cache_mount
+from testcases.filesystems import (
+    NAMES,
+    dax_mount,
+    ext2_mount,
+    inode_mount,
+    page_cache_mount,
+    undaxable_mount,
+)
 
 every_fs = pytest.mark.parametrize("fs", NAMES)
 
 
 @every_fs
 def test_s1_dax_always_covers_files_not_directories(guest: Guest, case: Case, fs: str) -> None:
+    """Files old and new are DAX, in the root and in a directory."""
     with dax_mount(guest, case, fs) as mount:
         guest.run(f"mkdir {mount.path}/d")
         file = guest.workload("dax_state", "--path", f"{mount.path}/a", "--create", "64K").facts
@@ -30,6 +38,7 @@ def test_s1_dax_always_covers_files_not_directories(guest: Guest, case: Case, fs
 
 @every_fs
 def test_s1_dax_never_covers_nothing(guest: Guest, case: Case, fs: str) -> None:
+    """dax=never wins over the flag."""
     with page_cache_mount(guest, fs) as mount:
         file = guest.workload("dax_state", "--path", f"{mount.path}/a", "--create", "64K").facts
         flagged = guest.workload(
@@ -41,6 +50,7 @@ def test_s1_dax_never_covers_nothing(guest: Guest, case: Case, fs: str) -> None:
 
 @every_fs
 def test_s2_dax_inode_follows_the_directory_flag(guest: Guest, case: Case, fs: str) -> None:
+    """Children inherit the flag, and files of flagged directories are DAX."""
     with inode_mount(guest, fs) as mount:
         guest.run(f"mkdir {mount.path}/d")
         state = {
@@ -62,7 +72,62 @@ def test_s2_dax_inode_follows_the_directory_flag(guest: Guest, case: Case, fs: s
 
 
 @every_fs
+def test_s3_flag_counts_from_the_next_open(guest: Guest, case: Case, fs: str) -> None:
+    """An open file does not change under its user."""
+    evict = "sync; echo 2 > /proc/sys/vm/drop_caches"
+    with inode_mount(guest, fs) as mount:
+        file = f"{mount.path}/a"
+        guest.workload("dax_state", "--path", file, "--create", "64K")
+        holder = guest.run(f"exec sleep 300 < {file} > /dev/null 2>&1 & echo $!").stdout.strip()
+        flagged = guest.workload("dax_state", "--path", file, "--flag", "on").facts
+        # Releases differ in whether the last close evicts the inode; here it certainly goes.
+        guest.run(f"kill {holder}; while [ -e /proc/{holder} ]; do sleep 0.1; done; {evict}")
+        anew = guest.workload("dax_state", "--path", file).facts
+        guest.workload("dax_state", "--path", file, "--flag", "off")
+        guest.run(evict)
+        back = guest.workload("dax_state", "--path", file).facts
+    case.expect("set_flag", flagged["set_flag"])
+    case.expect("flag", flagged["flag"])
+    case.expect("while_open", flagged["dax"])
+    case.expect("opened_anew", anew["dax"])
+    case.expect("taken_back", back["dax"])
+
+
+@every_fs
+def test_s4_dax_never_keeps_the_flag(guest: Guest, case: Case, fs: str) -> None:
+    """The flag is stored although it has no effect."""
+    with page_cache_mount(guest, fs) as mount:
+        flagged = guest.workload(
+            "dax_state", "--path", f"{mount.path}/a", "--create", "64K", "--flag", "on"
+        ).facts
+        if fs == "ext4":
+            remount = guest.run(f"mount -o remount,dax=always {mount.path}", check=False)
+            case.fact("remount", remount.stderr.strip())
+            case.expect("the remount is refused", remount.status != 0, right=True)
+        after = guest.workload("dax_state", "--path", f"{mount.path}/b", "--create", "64K").facts
+    case.expect("dax", flagged["dax"])
+    case.expect("flag", flagged["flag"])
+    case.expect("dax_after_remount", after["dax"])
+
+
+@every_fs
+@pytest.mark.parametrize("lacks", ["page-sized blocks", "a DAX device"])
+def test_s5_no_dax_where_it_cannot_be(guest: Guest, case: Case, fs: str, lacks: str) -> None:
+    """ext4 refuses; xfs mounts, and says by statx that it is not DAX."""
+    with undaxable_mount(guest, fs, lacks) as mounted:
+        case.fact("mounted", mounted.words)
+        if fs == "ext4":
+            case.expect("ext4 refuses the mount", mounted.path is None, right=True)
+        if mounted.path is not None:
+            file = f"{mounted.path}/a"
+            case.expect(
+                "dax", guest.workload("dax_state", "--path", file, "--create", "64K").facts["dax"]
+            )
+
+
+@every_fs
 def test_s6_map_sync_on_dax(guest: Guest, case: Case, fs: str) -> None:
+    """MAP_SYNC is accepted, is in force, and what is stored is there."""
     with dax_mount(guest, case, fs) as mount:
         facts = guest.workload(
             "dax_state", "--path", f"{mount.path}/a", "--create", "64K", "--map"
@@ -78,6 +143,7 @@ def test_s6_map_sync_on_dax(guest: Guest, case: Case, fs: str) -> None:
 
 @every_fs
 def test_s6_map_sync_without_dax(guest: Guest, case: Case, fs: str) -> None:
+    """The same device and file system through the page cache refuse it."""
     with page_cache_mount(guest, fs) as mount:
         facts = guest.workload(
             "dax_state", "--path", f"{mount.path}/a", "--create", "64K", "--map"
@@ -89,15 +155,28 @@ def test_s6_map_sync_without_dax(guest: Guest, case: Case, fs: str) -> None:
 
 
 def test_s6_map_sync_on_the_root_file_system(guest: Guest, case: Case) -> None:
+    """So does a file system without a DAX device."""
     facts = guest.workload("dax_state", "--path", "/root/nvh-s6", "--create", "64K", "--map").facts
     guest.run("rm /root/nvh-s6")
     case.prove("the file is not DAX", not facts["dax"], seen=hex(facts["attributes"]))
     case.expect("sync_without", facts["sync"])
 
 
+def test_s8_ext2_is_served_by_ext4(guest: Guest, case: Case) -> None:
+    """The mount is an ext4 one and its files are DAX."""
+    with ext2_mount(guest) as (path, words):
+        case.fact("kernel's words", words)
+        case.prove("the mount is served by ext4", "using the ext4 subsystem" in words, seen=words,
+                   enable="set CONFIG_EXT4_USE_FOR_EXT2=y CONFIG_EXT2_FS=n")  # fmt: skip
+        facts = guest.workload("dax_state", "--path", f"{path}/a", "--create", "64K", "--map").facts
+    case.expect("dax", facts["dax"])
+    case.expect("map_sync", facts["sync"])
+
+
 @pytest.mark.parametrize("place", ["aligned", "misaligned"])
 @pytest.mark.parametrize("fs", NAMES)
 def test_s11_huge_faults(guest: Guest, case: Case, fs: str, place: str) -> None:
+    """One fault for 2 MiB, or one for each of its 512 pages."""
     # The file system is told to put extents on 2 MiB boundaries of the device.
     mkfs = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}[fs]
     with dax_mount(guest, case, fs, mkfs=mkfs) as mount:

@@ -180,7 +180,8 @@ def test_a_file_that_is_no_kernel(nvh: Nvh, tmp_path: Path, content: bytes, told
 def test_a_kernel_without_the_drivers_is_told_what_to_set(nvh: Nvh, tmp_path: Path) -> None:
     (tmp_path / "vmlinuz-6.99.0").write_bytes(bzimage("6.99.0"))
     (tmp_path / "config-6.99.0").write_text("CONFIG_PCI=y\nCONFIG_VIRTIO_BLK=m\n")
-    line = complaint(nvh("test", "--kernel", str(tmp_path / "vmlinuz-6.99.0")), 2)
+    kernel = str(tmp_path / "vmlinuz-6.99.0")
+    line = complaint(nvh("test", "--accel", "tcg", "--kernel", kernel), 2)
     assert "kernel 6.99.0 lacks " in line
     assert "CONFIG_BLK_DEV_PMEM=y" in line
     assert "CONFIG_VIRTIO_BLK=y" in line  # there are no modules to load it from
@@ -276,12 +277,12 @@ def test_a_cache_without_room(nvh: Nvh, tmp_path: Path) -> None:
     )
     line = complaint(Said(done.returncode, done.stdout, done.stderr), 125)
     assert "No space left on device" in line
-    assert "make room" in line
+    assert "NVH_CACHE" in line  # the way out
 
 
 def test_a_missing_qemu(nvh: Nvh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NVH_QEMU", "/nowhere/qemu")
-    said = nvh("doctor")
+    said = nvh("doctor", "--accel", "tcg")
     assert said.code == 125
     assert "apt-get install qemu-system-x86" in said.out
     assert "Traceback" not in said.out + said.err

@@ -6,9 +6,14 @@
  *
  * It sets the clock (SECONDS since the epoch, with a fraction), feeds SEED (hexadecimal) to the
  * kernel's random generator and has it reseeded, looks for the PCI devices that a template cannot
- * carry, and binds those at ADDRESS to vfio-pci.  It answers with one line:
+ * carry, and binds those at ADDRESS to vfio-pci.  Its answer is one line in the pipe
+ * /run/nvh/resumed, read over SSH: whoever reads this NONCE there is connected to the guest whose
+ * serial line it was sent to.
  *
- *     nvh-resumed NONCE [ADDRESS=DRIVER,GROUP,IOMMU,VENDOR:DEVICE...]
+ *     NONCE [ADDRESS=DRIVER,GROUP,IOMMU,VENDOR:DEVICE...]
+ *
+ * The answer does not go back over the serial line: QEMU's 16550A (7.2) sometimes loses a transmit
+ * interrupt, and what the driver still holds waits for the next byte that comes in.
  *
  * System calls rather than programs: under TCG each fork and exec costs tens of milliseconds.
  */
@@ -21,10 +26,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #define PCI "/sys/bus/pci/"
+#define ANSWER "/run/nvh/resumed"
 #define SEED_MAX 64
 
 static bool put(const char *path, const char *text)
@@ -101,7 +108,7 @@ static void read_id(const char *address, const char *entry, char *id)
 }
 
 /* Bind a device to vfio-pci before any other driver has seen it, and say what it is then. */
-static void bind(const char *address)
+static void bind(FILE *answer, const char *address)
 {
 	char path[256], driver[64], group[64], iommu[64], vendor[8], device[8];
 
@@ -113,7 +120,7 @@ static void bind(const char *address)
 	link_name(address, "iommu", iommu, sizeof(iommu));
 	read_id(address, "vendor", vendor);
 	read_id(address, "device", device);
-	printf(" %s=%s,%s,%s,%s:%s", address, driver, group, iommu, vendor, device);
+	fprintf(answer, " %s=%s,%s,%s,%s:%s", address, driver, group, iommu, vendor, device);
 }
 
 /* The SSH port was stopped in the template: nobody gets in before the generator is reseeded. */
@@ -133,6 +140,12 @@ int main(void)
 	static char line[4096];
 	char *save = NULL;
 
+	umask(077);
+	unlink(ANSWER);
+	if (mkfifo(ANSWER, 0600) < 0) {
+		perror("nvh-resume: " ANSWER);
+		return 1;
+	}
 	puts("nvh-resume: waiting");
 	fflush(stdout);
 	if (!fgets(line, sizeof(line), stdin))
@@ -146,11 +159,6 @@ int main(void)
 		puts("nvh-resume: NONCE SECONDS SEED [ADDRESS...] expected");
 		return 2;
 	}
-	/* Read back over SSH: the guest at the other end of that is this one. */
-	int fd = open("/run/nvh/nonce", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-
-	dprintf(fd, "%s\n", nonce);
-	close(fd);
 	set_clock(seconds);
 	if (!reseed(seed)) {
 		puts("nvh-resume: the random generator was not reseeded");
@@ -160,11 +168,16 @@ int main(void)
 	put(PCI "drivers_autoprobe", "0");
 	put(PCI "rescan", "1");
 	put(PCI "drivers_autoprobe", "1");
-	printf("nvh-resumed %s", nonce);
+
+	FILE *answer = fopen(ANSWER, "we"); /* waits for the reader */
+
+	if (!answer)
+		return 1;
+	fprintf(answer, "%s", nonce);
 	for (char *address; (address = strtok_r(NULL, " \n", &save));)
-		bind(address);
-	putchar('\n');
-	fflush(stdout);
+		bind(answer, address);
+	fputc('\n', answer);
+	fclose(answer);
 	/* What is not for vfio gets its own driver, when nobody waits for it any more. */
 	return system("for d in " PCI "devices/*; do [ -e $d/driver ] || "
 		      "echo ${d##*/} > " PCI "drivers_probe; done 2>/dev/null");

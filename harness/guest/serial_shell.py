@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import secrets
 import socket
+import time
 
 import pexpect
 from pexpect.socket_pexpect import SocketSpawn
 
 from harness.errors import GuestHung
+
+#: How long a silent line is waited for before it is nudged, in seconds.
+NUDGE = 2.0
 
 
 class SerialShell:
@@ -24,10 +28,11 @@ class SerialShell:
         # The token is spelt in two halves, so that an echo of the line does not match it.
         spelt = f"{token[:4]}''{token[4:]}"
         line = f"echo {spelt}; {{ {command}\n}} 2>&1; echo {spelt} $?"
+        deadline = time.monotonic() + timeout
         try:
             self._spawn.sendline(line)
-            self._spawn.expect(rf"{token}\r*\n".encode(), timeout=timeout)
-            self._spawn.expect(rf"{token} (\d+)\r*\n".encode(), timeout=timeout)
+            self._expect(rf"{token}\r*\n", deadline)
+            self._expect(rf"{token} (\d+)\r*\n", deadline)
         except (pexpect.TIMEOUT, pexpect.EOF, OSError) as error:
             raise GuestHung(
                 f"the serial shell did not end within {timeout:.0f} s: {command}"
@@ -36,3 +41,20 @@ class SerialShell:
         assert isinstance(match, re.Match)
         assert isinstance(before, bytes)
         return int(match[1]), before.decode(errors="replace").replace("\r", "")
+
+    def _expect(self, pattern: str, deadline: float) -> None:
+        """Wait for a pattern, with an empty line now and then.
+
+        QEMU's 16550A (7.2) sometimes loses a transmit interrupt, and what the guest's driver still
+        holds waits for the next byte that comes in.
+        """
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                self._spawn.expect(pattern.encode(), timeout=max(0.0, min(left, NUDGE)))
+            except pexpect.TIMEOUT:
+                if left <= 0:
+                    raise
+                self._spawn.sendline("")
+            else:
+                return

@@ -1,0 +1,137 @@
+"""nvh with real guests, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness import paths
+from harness.guest.boot import Recipe
+from harness.lab import Lab, Options
+
+pytestmark = pytest.mark.guest
+
+Eventually = Callable[[Callable[[], object]], None]
+
+
+def nvh(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "harness.cli", *words],
+        cwd=paths.source_tree(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_run_ends_with_the_commands_status_and_passes_its_output(tmp_path: Path) -> None:
+    (tmp_path / "tool").write_text("#!/bin/sh\necho out of $1\necho err >&2\nexit 7\n")
+    (tmp_path / "tool").chmod(0o755)
+    (tmp_path / "data").write_text("some data\n")
+    done = nvh(
+        *("run", "--accel", "tcg", "--bare"),
+        *("--put", f"{tmp_path}/tool", "--put", f"{tmp_path}/data:/srv/in/here"),
+        *("--", "cat", "/srv/in/here;", "/root/tool", "the guest"),
+    )
+    assert done.returncode == 7, done.stderr
+    assert done.stdout == "some data\nout of the\n"  # joined as ssh(1) joins them
+    assert done.stderr.endswith("err\n")
+
+
+def test_run_in_a_provisioned_guest() -> None:
+    done = nvh("run", "--accel", "tcg", "--", "test -b /dev/pmem0 && false")
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+
+
+def test_a_command_that_does_not_end() -> None:
+    done = nvh("run", "--accel", "tcg", "--bare", "--timeout", "1", "--", "sleep", "300")
+    assert done.returncode == 125
+    assert "no end after 1 s: sleep 300" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process started, and theirs."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for word in (task / "children").read_text().split():
+            found += [int(word), *children(int(word))]
+    return found
+
+
+def test_a_terminated_run_ends_its_guest(recipe: Recipe, eventually: Eventually) -> None:
+    assert recipe
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "harness.cli", "run", "--accel", "tcg", "--bare"),
+            *("--", "echo up; sleep 300"),
+        ],
+        cwd=paths.source_tree(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == "up\n"
+        guests = children(run.pid)
+        assert guests
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(60) == 130
+        assert "Traceback" not in run.stderr.read()
+    for pid in guests:
+        eventually(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("command", [["run", "--dry-run", "--", "true"], ["shell", "--dry-run"]])
+def test_a_dry_run_prints_a_script_that_a_shell_takes(command: list[str]) -> None:
+    done = nvh(command[0], "--accel", "tcg", *command[1:])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/sh\n")
+    assert "qemu-system-x86_64" in done.stdout
+    subprocess.run(["sh", "-n"], input=done.stdout, text=True, check=True)
+
+
+def test_an_unknown_test_loses_no_earlier_result(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    (results / "2020-01-01-000000").mkdir(parents=True)
+    (results / "latest").symlink_to("2020-01-01-000000")
+    done = nvh("test", "--accel", "tcg", "-k", "no_such_test", "--results", str(results))
+    assert done.returncode == 2
+    assert "no test matches 'no_such_test' (nvh test --list shows them)" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert (results / "2020-01-01-000000").is_dir()
+    assert os.readlink(results / "latest") == "2020-01-01-000000"  # noqa: PTH115
+
+
+def test_a_wrong_expression_is_a_usage_error(tmp_path: Path) -> None:
+    done = nvh("test", "--accel", "tcg", "-k", "V3 and (", "--results", str(tmp_path / "r"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_auto_says_why_and_remembers() -> None:
+    chosen = Lab(Options(accel="auto")).accel
+    assert chosen.name in {"kvm", "tcg"}
+    assert chosen.why
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        assert chosen.name == "tcg"
+        assert "/dev/kvm" in chosen.why
+    again: list[str] = []
+    assert Lab(Options(accel="auto"), say=again.append).accel == chosen
+    assert again == [f"accelerator {chosen.name}: {chosen.why}"]
+
+
+def test_doctor_finds_this_host_fit() -> None:
+    done = nvh("doctor")
+    assert done.returncode == 0, done.stdout
+    assert "missing" not in done.stdout
+    assert "Traceback" not in done.stderr
