@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     test = _command(commands, "test", "run testcases and say what the kernel does", testing.test)
     test.usage = "nvh test [-h] [OPTIONS] [-- PYTEST ARGUMENTS]"
     test.add_argument("-k", metavar="EXPR", help="only these: V3, 'V3 or L1', ext4, ...")
+    test.add_argument(
+        "--set", metavar="NAME", help="only the rows of a set in testcases/sets.toml, such as first"
+    )
     _guest_options(test)
     test.add_argument("-n", metavar="N", help="run N guests at once (a number or auto)")
     test.add_argument(

@@ -199,6 +199,10 @@ class GuestPool:
         folder.mkdir(parents=True)
         return folder
 
+    def ready(self) -> bool:
+        """Whether every clone that was started ahead is up (or failed)."""
+        return all(warm.guest.done() for warm in self._warm)
+
     def close(self) -> None:
         """End every guest."""
         for warm in self._warm:

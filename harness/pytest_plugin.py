@@ -111,6 +111,8 @@ def _state(config: pytest.Config) -> _State:
     if _STATE not in config.stash:
         root = paths.source_tree()
         given = config.getoption("--nvh-results")
+        if _worker(config) is not None:
+            given = getattr(config, "workerinput", {})["nvh_results"]
         results = ResultsDir.open(Path(given)) if given else ResultsDir.create(root / "results")
         options = Options(
             kernel=config.getoption("--nvh-kernel"),
@@ -350,11 +352,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 # Reports, on the controller
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse a testcase whose name carries no row of the catalogue before anything boots."""
-    for item in items:
-        if _is_testcase(item):
-            _state(config).catalogue.of_test(item.name)
+    names = [item.name for item in items if _is_testcase(item)]
+    if not names:
+        return
+    try:
+        # Not from the state: who only looks at the tests makes no results.
+        catalogue = Catalogue.load(paths.source_tree() / "testcases" / "catalogue")
+        for name in names:
+            catalogue.of_test(name)
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give xdist's workers the controller's results directory."""
+    node.workerinput["nvh_results"] = str(_state(node.config).results.path)
 
 
 class _Reporter:

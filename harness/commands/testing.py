@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from harness.pool import budget
 from harness.process import shell_line
 from harness.qemu.snapshot import NotMigratable
 from harness.report.results import ResultsDir
+from harness.toml_table import Table
 from harness.verdict.expectation import Catalogue
 
 TESTCASES = "testcases"
@@ -34,6 +37,7 @@ def test(args: argparse.Namespace) -> int:
     with ui.progress() as shown:
         lab.say = shown.say
         lab.machine  # noqa: B018 - a wrong machine file is told before anything is fetched
+        _check_selection(root, args)
         if args.dry_run:
             print(
                 shell_line(
@@ -62,6 +66,21 @@ def test(args: argparse.Namespace) -> int:
     os.chdir(root)
     status = pytest.main(_arguments(root, args, results.path, recipe.machine.memory))
     return _exit_code(int(status), results.path, args.k)
+
+
+def _check_selection(root: Path, args: argparse.Namespace) -> None:
+    """Refuse an expression that selects nothing before anything is built or written."""
+    if not args.k:
+        return
+    words = [str(root / TESTCASES), f"--rootdir={root}", "-p", "no:cacheprovider"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        status = pytest.main([*words, "-q", "--collect-only", "-k", args.k])
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise UsageError(f"no test matches {args.k!r}", hint="nvh test --list shows them")
+    if status == pytest.ExitCode.USAGE_ERROR:
+        words = [line for line in said.getvalue().splitlines() if line.startswith("ERROR")]
+        raise UsageError(words[0].removeprefix("ERROR: ") if words else f"-k {args.k!r} is wrong")
 
 
 def _workers(asked: str | None, memory: int) -> int:
@@ -96,12 +115,25 @@ def _arguments(root: Path, args: argparse.Namespace, results: Path, memory: int)
         chosen.append("--nvh-strict")
     if args.kernel:
         chosen.append(f"--nvh-kernel={args.kernel}")
-    if args.k:
-        chosen += ["-k", args.k]
+    selected = _selection(root, args)
+    if selected:
+        chosen += ["-k", selected]
     workers = _workers(args.n, memory)
     if workers > 1:
         chosen += ["-n", str(workers), "--dist", "worksteal"]
     return [*chosen, *args.pytest_args]
+
+
+def _selection(root: Path, args: argparse.Namespace) -> str:
+    """Return the -k expression of a set and of what was asked for by name."""
+    if not args.set:
+        return args.k or ""
+    sets = Table.load(root / TESTCASES / "sets.toml")
+    known = tomllib.loads((root / TESTCASES / "sets.toml").read_text())
+    if args.set not in known:
+        raise UsageError(f"no set is called {args.set!r}", hint=f"known: {', '.join(known)}")
+    rows = " or ".join(sets.strings(args.set))
+    return f"({rows}) and ({args.k})" if args.k else rows
 
 
 def _exit_code(status: int, results: Path, selected: str | None) -> int:

@@ -131,6 +131,7 @@ class Ssh:
         Raises CommandTimeout after ``timeout`` seconds, GuestLost when the connection breaks,
         and whatever the guest's watcher says when the guest dies meanwhile.
         """
+        self._check()  # a guest that is dead already would only be noticed after the deadline
         begun = time.monotonic()
         out, err = _Capture(on_stdout), _Capture(on_stderr)
         try:

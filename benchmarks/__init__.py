@@ -1,0 +1,1 @@
+"""The harness measured against itself and its peers: python -m benchmarks."""

@@ -1,0 +1,99 @@
+"""Measure, print medians, and write results/bench.json."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import crosstalk, guests, peers
+from benchmarks.figures import Figure, lines, ratio
+from harness import paths, ui
+from harness.errors import HarnessError
+from harness.lab import Lab, Options
+from harness.report.results import write_json
+
+
+def main() -> int:
+    """Run the benchmarks; the exit code says whether they could be run, never how fast."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--kernel", metavar="K")
+    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto")
+    parser.add_argument("--runs", type=int, default=10, help="samples of each figure (10)")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of the cross-talk check")
+    args = parser.parse_args()
+    try:
+        return _run(args)
+    except HarnessError as error:
+        return ui.complain(error)
+
+
+def _run(args: argparse.Namespace) -> int:
+    with ui.progress() as shown:
+        lab = Lab(Options(kernel=args.kernel, accel=args.accel), say=shown.say)
+        lab.template(lab.recipe())
+        with tempfile.TemporaryDirectory(prefix="nvh-bench-") as folder:
+            figures = _measure(lab, Path(folder), args, shown)
+    for line in lines(figures):
+        print(line)
+    out = paths.source_tree() / "results"
+    out.mkdir(exist_ok=True)
+    write_json(
+        out / "bench.json",
+        {
+            "host": f"{platform.release()}, {len(os.sched_getaffinity(0))} cores",
+            "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "properties": lab.properties(),
+            "figures": [figure.as_dict() for figure in figures],
+        },
+    )
+    print(f"written to {out / 'bench.json'}")
+    return 0
+
+
+def _measure(lab: Lab, folder: Path, args: argparse.Namespace, shown: ui.Progress) -> list[Figure]:
+    figures: list[Figure] = []
+    shown.say("clones")
+    figures += guests.clones(lab, folder / "clones", args.runs)
+    first = next(figure for figure in figures if "first SSH" in figure.name)
+    shown.say("cold boots")
+    boot = guests.boots(lab, folder / "boots", args.runs)[0]
+    figures += [boot, ratio("clone against a cold boot", boot, first, goal=15.0)]
+    shown.say("virtme-ng")
+    peer = peers.virtme_ng(lab, args.runs)
+    if peer is not None:
+        figures += [peer, ratio("clone against virtme-ng", peer, first, goal=10.0)]
+    for ahead in (0, 1):
+        shown.say(f"trivial tests, {ahead} ahead")
+        figures.append(guests.trivial_tests(lab, folder / "trivial", args.runs, ahead=ahead))
+    shown.say("a whole run of the first set")
+    figures += _whole_runs(args)
+    shown.say("cross-talk")
+    figures.append(crosstalk.crosstalk(lab, folder, guests=8, rounds=args.rounds))
+    return figures
+
+
+def _whole_runs(args: argparse.Namespace) -> list[Figure]:
+    """Time `nvh test` of the first set as a whole process, everything cached."""
+    command = [sys.executable, "-m", "harness.cli", "test", "--set", "first", "-n", "2"]
+    if args.kernel:
+        command += ["--kernel", args.kernel]
+    samples = []
+    for _ in range(3):
+        begun = time.monotonic()
+        done = subprocess.run(
+            command, cwd=paths.source_tree(), capture_output=True, text=True, check=False
+        )
+        if done.returncode not in (0, 1):
+            raise HarnessError(f"nvh test failed: {done.stderr.strip() or done.stdout[-200:]}")
+        samples.append(time.monotonic() - begun)
+    return [Figure("nvh test --set first -n 2, everything cached", "s", tuple(samples), 20.0)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

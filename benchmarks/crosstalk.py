@@ -1,0 +1,71 @@
+"""Clones at once, each with a pattern of its own: nothing of one may show in another."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.figures import Figure
+from harness.errors import HarnessError
+from harness.guest import Guest
+from harness.guest.clone import cloned
+from harness.guest.template import Template
+from harness.images.store import file_hash
+from harness.lab import Lab
+
+_WRITE = "yes {word} | head -c 4194304 > {path}/own && sync && sha256sum {path}/own"
+
+
+def crosstalk(lab: Lab, base: Path, *, guests: int, rounds: int) -> Figure:
+    """Run clones at once, round after round; return the seconds of each round.
+
+    Raises HarnessError at the first sign of one guest in another, or of a written template.
+    """
+    template = lab.template(lab.recipe())
+    before = checksum(template)
+    seconds = []
+    with ThreadPoolExecutor(guests) as workers:
+        for turn in range(rounds):
+            begun = time.monotonic()
+            folders = [base / f"crosstalk-{turn}-{number}" for number in range(guests)]
+            randoms = list(workers.map(lambda folder: _one(template, folder), folders))
+            if len(set(randoms)) != guests:
+                raise HarnessError("two clones produced the same random bytes")
+            seconds.append(time.monotonic() - begun)
+    if checksum(template) != before:
+        raise HarnessError("a clone has written to its template")
+    return Figure(f"{guests} clones at once, a round of DAX and DMA patterns", "s", tuple(seconds))
+
+
+def checksum(template: Template) -> str:
+    """Return a hash of all that a template is made of."""
+    files = sorted(file for file in template.path.iterdir() if file.is_file())
+    parts = [f"{file.name} {file_hash(file)}" for file in files if file.name != "manifest.json"]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _one(template: Template, folder: Path) -> str:
+    folder.mkdir(parents=True)
+    with cloned(template, folder) as guest:
+        _dax(guest, folder.name)
+        address = guest.vfio("edu").address
+        source = f"dax:{guest.namespace('devdax2m').device}"
+        done = guest.workload(
+            "vfio_map", "--device", address, "--source", source, "--size", "4M", "--dma-test"
+        )
+        facts = done.facts
+        if not (done.ok and facts.get("device_read") == facts.get("device_write") == "equal"):
+            raise HarnessError(f"{folder.name}: DMA went wrong: {done.failed} {facts}")
+        return guest.run("head -c 32 /dev/urandom | sha256sum").stdout
+
+
+def _dax(guest: Guest, word: str) -> None:
+    with guest.mounted(guest.namespace("fsdax0"), "ext4") as mount:
+        if not mount.is_dax:
+            raise HarnessError(f"{word}: the mount is not DAX")
+        said = guest.run(_WRITE.format(word=word, path=mount.path)).stdout.split()[0]
+        wanted = (f"{word}\n".encode() * (4194304 // (len(word) + 1) + 1))[:4194304]
+        if said != hashlib.sha256(wanted).hexdigest():
+            raise HarnessError(f"{word}: the file holds something else")
