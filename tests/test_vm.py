@@ -140,6 +140,20 @@ def test_a_panic_is_told_with_its_trace(launch: Launch) -> None:
     assert "Call Trace:" in error.trace
 
 
+def test_a_panic_that_a_busy_console_holds_back(launch: Launch) -> None:
+    """panic() prints it when it goes on: the guest is continued for that."""
+    words = "print:Kernel panic - not syncing: late;print:---[ end Kernel panic ]---"
+    with launch(f"greet;asked;event:GUEST_PANICKED;asked;{words};sleep:60") as machine:
+        error = death(machine)
+    assert isinstance(error, GuestPanic)
+    assert error.message == "the guest's kernel panicked: late"
+
+
+def test_a_panic_that_says_nothing_at_all(launch: Launch) -> None:
+    with launch("greet;asked;event:GUEST_PANICKED;sleep:60") as machine:
+        assert str(death(machine)) == "the guest's kernel panicked: no message"
+
+
 def test_a_panic_without_pvpanic(launch: Launch) -> None:
     scenario = "greet;asked;print:Kernel panic - not syncing: x;event:SHUTDOWN,guest-reset;exit:0"
     with launch(scenario) as machine:

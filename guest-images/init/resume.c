@@ -1,12 +1,14 @@
 /*
- * Wakes up in a clone: started in the template's guest on ttyS1, it waits there for one line of the
- * harness, so that the first thing which runs in every clone is this read() returning.
+ * Wakes up in a clone: started in the template's guest on ttyS1 with the addresses of PCI devices, it
+ * notes their configuration and waits for one line of the harness, so that the first thing which
+ * runs in every clone is this read() returning.
  *
  *     NONCE SECONDS SEED [ADDRESS...]
  *
  * It sets the clock (SECONDS since the epoch, with a fraction), feeds SEED (hexadecimal) to the
- * kernel's random generator and has it reseeded, looks for the PCI devices that a template cannot
- * carry, and binds those at ADDRESS to vfio-pci.  Its answer is one line in the pipe
+ * kernel's random generator and has it reseeded, lets the SSH port go on, gives the devices that have
+ * no migration state (edu) their configuration back, and sees to it that those at ADDRESS are bound
+ * to vfio-pci; one that is being plugged in is waited for.  Its answer is one line in the pipe
  * /run/nvh/resumed, read over SSH: whoever reads this NONCE there is connected to the guest whose
  * serial line it was sent to.
  *
@@ -22,6 +24,7 @@
 #include <linux/random.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +36,17 @@
 #define PCI "/sys/bus/pci/"
 #define ANSWER "/run/nvh/resumed"
 #define SEED_MAX 64
+#define DEVICES_MAX 32
+#define PLUG_DEADLINE_S 10
+
+/* The registers of a configuration header that a reset clears, the command register last. */
+static const off_t registers[] = { 0x0c, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30, 0x3c, 0x04 };
+#define REGISTERS (sizeof(registers) / sizeof(registers[0]))
+
+static struct device {
+	const char *address;
+	uint32_t saved[REGISTERS];
+} devices[DEVICES_MAX];
 
 static bool put(const char *path, const char *text)
 {
@@ -107,14 +121,65 @@ static void read_id(const char *address, const char *entry, char *id)
 		fclose(file);
 }
 
-/* Bind a device to vfio-pci before any other driver has seen it, and say what it is then. */
+static int open_config(const char *address)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), PCI "devices/%s/config", address);
+	return open(path, O_RDWR | O_CLOEXEC);
+}
+
+static bool save(struct device *device, const char *address)
+{
+	int fd = open_config(address);
+	bool done = fd >= 0;
+
+	device->address = address;
+	for (size_t i = 0; i < REGISTERS; i++)
+		done = done && pread(fd, &device->saved[i], 4, registers[i]) == 4;
+	if (fd >= 0)
+		close(fd);
+	return done;
+}
+
+/* A device with migration state still has its registers, and is left alone. */
+static void restore(const struct device *device)
+{
+	int fd = open_config(device->address);
+	uint32_t now;
+
+	for (size_t i = 0; fd >= 0 && i < REGISTERS; i++)
+		if (pread(fd, &now, 4, registers[i]) == 4 && now != device->saved[i] &&
+		    pwrite(fd, &device->saved[i], 4, registers[i]) != 4)
+			fprintf(stderr, "nvh-resume: %s: %s\n", device->address, strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
+/* A device that the harness plugs in shows up when the kernel has found it. */
+static void wait_for(const char *address)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), PCI "devices/%s/vendor", address);
+	for (int tries = 0; tries < PLUG_DEADLINE_S * 200 && access(path, F_OK) < 0; tries++)
+		nanosleep(&(struct timespec){ .tv_nsec = 5 * 1000 * 1000 }, NULL);
+}
+
+/* See to it that a device is bound to vfio-pci, and say what it is then. */
 static void bind(FILE *answer, const char *address)
 {
 	char path[256], driver[64], group[64], iommu[64], vendor[8], device[8];
 
-	snprintf(path, sizeof(path), PCI "devices/%s/driver_override", address);
-	put(path, "vfio-pci");
-	put(PCI "drivers_probe", address);
+	wait_for(address);
+	link_name(address, "driver", driver, sizeof(driver));
+	if (strcmp(driver, "vfio-pci") != 0) {
+		snprintf(path, sizeof(path), PCI "devices/%s/driver_override", address);
+		put(path, "vfio-pci");
+		snprintf(path, sizeof(path), PCI "devices/%s/driver/unbind", address);
+		put(path, address);
+		put(PCI "drivers_probe", address);
+	}
 	link_name(address, "driver", driver, sizeof(driver));
 	link_name(address, "iommu_group", group, sizeof(group));
 	link_name(address, "iommu", iommu, sizeof(iommu));
@@ -135,11 +200,16 @@ static void open_door(void)
 		fclose(file);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	static char line[4096];
-	char *save = NULL;
+	char *next = NULL;
 
+	for (int i = 1; i < argc; i++)
+		if (i > DEVICES_MAX || !save(&devices[i - 1], argv[i])) {
+			fprintf(stderr, "nvh-resume: cannot note %s\n", argv[i]);
+			return 1;
+		}
 	umask(077);
 	unlink(ANSWER);
 	if (mkfifo(ANSWER, 0600) < 0) {
@@ -151,9 +221,9 @@ int main(void)
 	if (!fgets(line, sizeof(line), stdin))
 		return 1;
 
-	const char *nonce = strtok_r(line, " \n", &save);
-	const char *seconds = strtok_r(NULL, " \n", &save);
-	const char *seed = strtok_r(NULL, " \n", &save);
+	const char *nonce = strtok_r(line, " \n", &next);
+	const char *seconds = strtok_r(NULL, " \n", &next);
+	const char *seed = strtok_r(NULL, " \n", &next);
 
 	if (!seed) {
 		puts("nvh-resume: NONCE SECONDS SEED [ADDRESS...] expected");
@@ -165,20 +235,17 @@ int main(void)
 		return 3;
 	}
 	open_door();
-	put(PCI "drivers_autoprobe", "0");
-	put(PCI "rescan", "1");
-	put(PCI "drivers_autoprobe", "1");
+	for (int i = 1; i < argc; i++)
+		restore(&devices[i - 1]);
 
 	FILE *answer = fopen(ANSWER, "we"); /* waits for the reader */
 
 	if (!answer)
 		return 1;
 	fprintf(answer, "%s", nonce);
-	for (char *address; (address = strtok_r(NULL, " \n", &save));)
+	for (char *address; (address = strtok_r(NULL, " \n", &next));)
 		bind(answer, address);
 	fputc('\n', answer);
 	fclose(answer);
-	/* What is not for vfio gets its own driver, when nobody waits for it any more. */
-	return system("for d in " PCI "devices/*; do [ -e $d/driver ] || "
-		      "echo ${d##*/} > " PCI "drivers_probe; done 2>/dev/null");
+	return 0;
 }

@@ -44,6 +44,7 @@ MODULES = (
     "nfit",
     "nd_pmem",
     "nd_btt",
+    "virtio_pmem",
     "dax_pmem",
     "device_dax",
     "vfio_iommu_type1",
@@ -125,7 +126,7 @@ def booted(
         guest.run("true")
         answered = time.monotonic() - begun
         if provisioned:
-            make_ready(guest, devices=template is None)
+            make_ready(guest, plugged=template is None)
         guest.facts["how"] = "boot"
         guest.facts["ready_seconds"] = round(ready, 3)
         guest.facts["ssh_seconds"] = round(answered, 3)
@@ -154,8 +155,11 @@ def connect(recipe: Recipe, vm: Vm, identity: Identity, private: Path) -> Guest:
     )
 
 
-def make_ready(guest: Guest, *, devices: bool = True) -> None:
-    """Make namespaces, bind devices unless they are missing yet, and note what was proven."""
+def make_ready(guest: Guest, *, plugged: bool = True) -> None:
+    """Make namespaces, bind devices and note what was proven.
+
+    ``plugged`` False: devices behind a root port are not there yet.
+    """
 
     def run(command: str, *, timeout: float = 30.0, check: bool = True) -> Result:
         return guest.run(command, timeout=timeout, check=check)
@@ -168,8 +172,7 @@ def make_ready(guest: Guest, *, devices: bool = True) -> None:
         name: f"{space.mode} {space.device} align {space.align} size {space.size}"
         for name, space in guest.namespaces.items()
     }
-    if devices:
-        guest.adopt(provision.bind_vfio(guest.machine, guest.vm, run))
+    guest.adopt(provision.bind_vfio(guest.machine, guest.vm, run, plugged=plugged))
 
 
 def prepare_nvdimms(machine: Machine, folder: Path) -> dict[str, Path]:

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import GuestHung, GuestLost
@@ -19,6 +19,7 @@ from harness.guest.template import STATE, Template
 from harness.qemu import argv, snapshot
 from harness.qemu.argv import Memory
 from harness.qemu.vm import Vm, launched
+from harness.spec import PciDevice
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,9 @@ def cloned(template: Template, folder: Path) -> Iterator[Guest]:
         greeted = time.monotonic() - begun
         snapshot.restore(vm, state)
         running = time.monotonic() - begun
-        for device in recipe.machine.pci:
-            if device.port:
-                vm.qmp.execute("device_add", argv.plug(device))
+        # A vfio device behind a root port is waited for in the guest; the others can come after
+        # the session, which they would only slow down.
+        _plug(vm, [device for device in recipe.machine.pci if device.port and device.vfio])
         nonce = _wake(template, vm)
         guest = Guest(
             machine=recipe.machine,
@@ -80,7 +81,31 @@ def cloned(template: Template, folder: Path) -> Iterator[Guest]:
         guest.facts["running_seconds"] = round(running, 3)
         guest.facts["connected_seconds"] = round(connected, 3)
         guest.facts["ssh_seconds"] = round(time.monotonic() - begun, 3)
+        _await(guest, _plug(vm, [d for d in recipe.machine.pci if d.port and not d.vfio]))
         yield guest
+
+
+def _plug(vm: Vm, devices: Sequence[PciDevice]) -> list[str]:
+    """Plug devices in and return their addresses."""
+    for device in devices:
+        vm.qmp.execute("device_add", argv.plug(device))
+    addresses = pci_addresses(vm) if devices else {}
+    return [addresses[device.name] for device in devices]
+
+
+def _await(guest: Guest, addresses: Sequence[str]) -> None:
+    """Wait until the guest's kernel has found devices that were plugged in."""
+    for address in addresses:
+        done = guest.run(
+            f"for try in $(seq 500); do [ ! -e /sys/bus/pci/devices/{address} ] || exit 0; "
+            "sleep 0.02; done; exit 1",
+            check=False,
+        )
+        if done.status != 0:
+            raise GuestLost(
+                f"the guest did not find the device at {address} that was plugged in",
+                hint="set CONFIG_HOTPLUG_PCI_ACPI=y or CONFIG_HOTPLUG_PCI_PCIE=y",
+            )
 
 
 def _wake(template: Template, vm: Vm) -> str:

@@ -66,7 +66,9 @@ def create_namespaces(machine: Machine, run: Runner) -> dict[str, NamespaceInfo]
         if region is None:
             raise GuestLost(
                 f"the guest has no region for NVDIMM {dimm.name}",
-                hint="set CONFIG_ACPI_NFIT=y CONFIG_LIBNVDIMM=y CONFIG_BLK_DEV_PMEM=y",
+                hint="set CONFIG_VIRTIO_PMEM=y CONFIG_BLK_DEV_PMEM=y"
+                if dimm.kind == "virtio-pmem"
+                else "set CONFIG_ACPI_NFIT=y CONFIG_LIBNVDIMM=y CONFIG_BLK_DEV_PMEM=y",
             )
         made[dimm.name] = _create(dimm, region, run)
     return made
@@ -76,12 +78,13 @@ def _regions(machine: Machine, run: Runner) -> dict[str, dict[str, Any]]:
     """Find each NVDIMM's region: by the NFIT handle, which counts NVDIMMs from 1 (QEMU 7.2,
     nvdimm_slot_to_handle); a virtio-pmem region has no DIMM and is found by its size.
     """
-    listed = _json(run("ndctl list -R -D -N -i").stdout)
+    # It prints nothing when there is nothing, and a bare list where there is no DIMM.
+    listed = _json(run("ndctl list -R -D -N -i").stdout.strip() or "{}")
     handles = {dimm["dev"]: int(dimm["handle"]) for dimm in listed.get("dimms", [])}
     regions: dict[str, dict[str, Any]] = {}
     plain = []
     by_handle = {}
-    for region in listed.get("regions", []):
+    for region in listed.get("regions", listed.get("list", [])):
         mapped = [
             handles[entry["dimm"]]
             for entry in region.get("mappings", [])
@@ -175,9 +178,14 @@ echo "members $(ls $d/iommu_group/devices | wc -l)"
 """
 
 
-def bind_vfio(machine: Machine, vm: Vm, run: Runner) -> dict[str, VfioInfo]:
-    """Bind the machine's vfio devices to vfio-pci and prove that an IOMMU stands before them."""
-    wanted = [device for device in machine.pci if device.vfio]
+def bind_vfio(
+    machine: Machine, vm: Vm, run: Runner, *, plugged: bool = True
+) -> dict[str, VfioInfo]:
+    """Bind the machine's vfio devices to vfio-pci and prove that an IOMMU stands before them.
+
+    ``plugged`` False leaves out those behind a root port, which are not there yet.
+    """
+    wanted = [device for device in machine.pci if device.vfio and (plugged or not device.port)]
     if not wanted:
         return {}
     addresses = pci_addresses(vm)
@@ -208,7 +216,7 @@ def bind_vfio(machine: Machine, vm: Vm, run: Runner) -> dict[str, VfioInfo]:
 _IOMMU = {
     "intel": ("dmar", r"DMAR: Intel\(R\) Virtualization Technology for Directed I/O"),
     "amd": ("ivhd", r"AMD-Vi: "),
-    "virtio": ("virtio", r"virtio_iommu"),
+    "virtio": ("0000:", r"virtio_iommu"),  # named after its PCI device
 }
 
 

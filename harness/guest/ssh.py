@@ -15,7 +15,7 @@ from typing import Any
 import fabric
 import paramiko
 
-from harness.errors import GuestHung, GuestLost
+from harness.errors import GuestHung, GuestLost, HarnessError
 from harness.guest.keys import Identity
 
 #: What is kept of each of a command's output streams, in bytes; the rest is read and dropped.
@@ -80,6 +80,12 @@ class Ssh:
             raise GuestLost(f"QEMU's forwarded port does not answer: {error}") from error
         # Without it every request waits 40 ms for the guest's delayed acknowledgement.
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self._await_banner(wire, time.monotonic() + timeout)
+        except HarnessError:
+            wire.close()
+            raise
+        wire.settimeout(timeout)
         connection = fabric.Connection(
             "127.0.0.1",
             user="root",
@@ -111,6 +117,16 @@ class Ssh:
             self._check()
             raise GuestLost(f"SSH to the guest fails: {error or type(error).__name__}") from error
         self._connection = connection
+
+    def _await_banner(self, wire: socket.socket, deadline: float) -> None:
+        """Wait for the server's first byte: paramiko would not notice that the guest has died."""
+        wire.settimeout(0.1)
+        while time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                wire.recv(1, socket.MSG_PEEK)  # nothing is the end: paramiko finds it again
+                return
+            self._check()
+        raise GuestHung("the guest's SSH server says nothing")
 
     @property
     def connected(self) -> bool:

@@ -21,13 +21,14 @@ from harness.guest.guest import Guest
 from harness.guest.keys import Identity
 from harness.guest.provision import NamespaceInfo
 from harness.images.store import Entry, Store, file_hash, hash_of
-from harness.qemu import snapshot
+from harness.qemu import argv, snapshot
+from harness.qemu.argv import Boot, Memory, Wiring
 from harness.spec import Machine
 
 log = logging.getLogger(__name__)
 
 #: Raise it when a template is made in another way from the same inputs.
-_RECIPE = "2"
+_RECIPE = "1"
 KIND = "template"
 STATE = "state"
 _INFO = "info.json"
@@ -71,16 +72,32 @@ def why_not(machine: Machine) -> str | None:
 
 
 def key(recipe: Recipe) -> str:
-    """Return the hash of exactly what a template depends on."""
-    cpu = _host_cpu() if recipe.accel == "kvm" else ""
+    """Return the hash of exactly what a template depends on.
+
+    The argument vector is part of it, with names in the place of this run's paths: it holds the
+    accelerator, the guest's command line and whatever a machine becomes in this version.
+    """
+    vector = argv.build(
+        recipe.machine,
+        Boot(
+            kernel=Path("kernel"),
+            initramfs=Path("initramfs"),
+            root=Path("root"),
+            modules=Path("modules"),
+            nvdimms={dimm.name: Path(dimm.name) for dimm in recipe.machine.nvdimms},
+            append=recipe.append,
+        ),
+        accel=recipe.accel,
+        wiring=Wiring(0, 1, 2),
+        memory=Memory(Path(RAM), shared=True),
+    )
     return hash_of(
         _RECIPE,
         recipe.images.digest,
         recipe.machine.digest,
         file_hash(Path(recipe.qemu)),
-        recipe.accel,
-        cpu,
-        json.dumps(recipe.append),
+        _host_cpu() if recipe.accel == "kvm" else "",
+        *vector,
     )
 
 
@@ -160,25 +177,19 @@ def prepare(guest: Guest) -> None:
             if binary.is_file() and os.access(binary, os.X_OK):
                 guest.install(binary.name)
     guest.run("modprobe -a vfio-pci ext4 xfs 2>/dev/null; sync; true", timeout=60.0)
-    # Devices without migration state (edu) are blank in a clone: the guest forgets them here and
-    # finds them there by a rescan.
-    addresses = provision.pci_addresses(guest.vm)
-    for device in guest.machine.pci:
-        if not device.port:
-            guest.run(f"echo 1 > /sys/bus/pci/devices/{addresses[device.name]}/remove")
 
 
 #: Has the SSH port start the next sshd now, and waits until that one is warm.
 _WARM = """
 kill -HUP $(cat /run/nvh/door.pid)
-for try in $(seq 200); do
+for try in $(seq 600); do
     [ ! -e /run/nvh/warm ] || exit 0
     sleep 0.05
 done
 exit 1
 """
 #: Shuts the SSH port until the clone's random generator is reseeded; then waits for the clone.
-_RESUME = b"kill -STOP $(cat /run/nvh/door.pid); exec /run/nvh/resume\n"
+_RESUME = "kill -STOP $(cat /run/nvh/door.pid); exec /run/nvh/resume {}\n"
 
 
 def _wait_for_resume(guest: Guest) -> None:
@@ -186,7 +197,9 @@ def _wait_for_resume(guest: Guest) -> None:
     guest.run(_WARM)
     guest.ssh.close()
     guest.vm.shell.settimeout(30.0)
-    guest.vm.shell.sendall(_RESUME)
+    addresses = provision.pci_addresses(guest.vm)
+    present = [addresses[device.name] for device in guest.machine.pci if not device.port]
+    guest.vm.shell.sendall(_RESUME.format(" ".join(present)).encode())
     said = b""
     try:
         while not _WAITING.search(said):

@@ -107,10 +107,12 @@ def build(tree: Path | None, names: Iterable[str], target: Path) -> None:
     loaded: list[str] = []
     if tree is not None:
         source = modules.ModuleTree(tree)
-        closure = source.closure(names)
-        if closure.missing:
+        names = list(names)
+        closure = source.closure(name.removesuffix("?") for name in names)
+        missing = [name for name in closure.missing if name in names]  # as spelt: not optional
+        if missing:
             raise KernelError(
-                f"the kernel lacks {', '.join(closure.missing)}, as module and built in",
+                f"the kernel lacks {', '.join(missing)}, as module and built in",
                 hint="guest-images/kernel/required.toml lists what a guest needs",
             )
         scratch = work / "module.work"

@@ -43,6 +43,7 @@ class Vm:
         #: What QEMU told, appended to on QMP's thread.
         self.events = events
         self._stopping = False
+        self._resumed = False
 
     def event(self, name: str) -> QmpEvent | None:
         """Return the first event of a name, None while there was none."""
@@ -82,6 +83,13 @@ class Vm:
         # QEMU tells of the panic when the first notifier runs; the trace comes before that, but
         # may still be in the socket.
         self.console.wait(re.compile(rb"end Kernel panic"), timeout=0.3)
+        if not self._resumed and not _PANIC.search(self.console.text()):
+            # Another processor holds the console: panic() flushes it when it goes on
+            # (console_flush_on_panic).
+            self._resumed = True
+            with contextlib.suppress(HarnessError):
+                self.qmp.execute("cont", timeout=1.0)
+                self.console.wait(re.compile(rb"end Kernel panic"), timeout=3.0)
         text = self.console.text()
         match = _PANIC.search(text)
         return GuestPanic(
@@ -90,6 +98,8 @@ class Vm:
         )
 
     def _ended_itself(self, reason: str) -> HarnessError:
+        # QMP may be quicker than the console.
+        self.console.wait(re.compile(rb"(?:FATAL|Kernel panic)[^\n]*\n"), timeout=0.5)
         text = self.console.text()
         if match := _FATAL.search(text):
             return GuestLost(f"the guest could not boot: {match[1].strip()}")
