@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         "--set", metavar="NAME", help="only the rows of a set in testcases/sets.toml, such as first"
     )
     _guest_options(test)
-    test.add_argument("-n", metavar="N", help="run N guests at once (a number or auto)")
+    test.add_argument(
+        "-n", metavar="N", default="auto", help="tests at once: a number, or auto (default)"
+    )
     test.add_argument(
         "--isolation",
         choices=ISOLATIONS,

@@ -292,11 +292,18 @@ def _known(item: pytest.Item) -> str:
     _, message, _ = item.stash[_OUTCOME]
     observer = item.stash.get(_OBSERVER, None)
     titles = [finding.title for finding in observer.unexpected] if observer else []
-    release = state.lab.kernel.release
     # The message may merely repeat the splats.
     symptoms = [*titles, *([] if message.startswith(_SPLAT) else [message])]
-    issue = state.known.explain(item.name, release, symptoms)
+    issue = state.known.explain(item.name, _release(state), symptoms)
     return issue.id if issue else ""
+
+
+def _release(state: _State) -> str:
+    """Return the kernel's release; a kernel that cannot be had has none, and no known issue."""
+    try:
+        return state.lab.kernel.release
+    except HarnessError:
+        return ""
 
 
 def _record(item: pytest.Item) -> TestRecord:
@@ -322,7 +329,7 @@ def _record(item: pytest.Item) -> TestRecord:
     row = state.catalogue.of_test(item.name)
     seconds = time.time() - item.stash.get(_BEGUN, time.time())
     data = made.record if made else {}
-    expected = state.known.concerning(item.name, state.lab.kernel.release)
+    expected = state.known.concerning(item.name, _release(state))
     if made is not None:
         write_json(folder / "facts.json", data)
     return TestRecord(
@@ -389,7 +396,8 @@ class _Reporter:
     def _write(self, seconds: float | None) -> None:
         state = _state(self._config)
         if not state.properties:
-            state.properties = dict(state.lab.properties())
+            with contextlib.suppress(HarnessError):
+                state.properties = dict(state.lab.properties())
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(state.started))
         path = state.results.path
         junit.write(path / "junit.xml", state.records, state.properties, started=started)

@@ -240,7 +240,7 @@ def test_machine_show_argv_is_a_shell_command(nvh: Nvh) -> None:
         ["sh", "-c", f"printf '%s\\n' {said.out}"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert words[0] == "qemu-system-x86_64"
-    assert words[words.index("-accel") + 1] == "tcg"
+    assert words[words.index("-accel") + 1].partition(",")[0] == "tcg"
     assert "console=ttyS0" in words[words.index("-append") + 1].split()
     assert any(word.startswith("memory-backend-file,id=mem-fsdax0,") for word in words)
     assert nvh("machine", "show", "--argv", "--accel", "kvm").out != said.out

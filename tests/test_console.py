@@ -133,6 +133,7 @@ def test_a_flood_does_not_block_the_guest_and_memory_stays_bounded(
     assert (tmp_path / "console.log").stat().st_size == 128 * 65536 + 8
     assert console.text().endswith("the end\n")
     assert len(console.text()) <= 1 << 20
+    assert len(console.text(limit=1 << 30)) <= 3 << 20  # all that is kept
     # A position that has left the memory gives what there is, not an error.
     assert console.text(0).endswith("the end\n")
     assert console.text(console.position - 8) == "the end\n"

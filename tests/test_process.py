@@ -214,9 +214,15 @@ def test_spawn_passes_descriptors(tmp_path: Path) -> None:
         os.close(writer)
 
 
-def test_a_child_outlives_the_thread_that_asked_for_it() -> None:
+def test_a_child_outlives_the_thread_that_asked_for_it(eventually: Eventually) -> None:
     started: list[subprocess.Popen[bytes]] = []
-    thread = threading.Thread(target=lambda: started.append(spawn("sleep", "300")))
+
+    def start() -> None:
+        started.append(spawn("sleep", "300"))
+        comm = Path(f"/proc/{started[0].pid}/comm")
+        eventually(lambda: comm.read_text() == "sleep\n")  # past setpriv
+
+    thread = threading.Thread(target=start)
     thread.start()
     thread.join(30)
     (child,) = started

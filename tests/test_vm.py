@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from qemu.qmp import QMPClient
 
 from harness.errors import (
     GuestHung,
@@ -118,6 +119,19 @@ def test_a_qemu_that_dies_behind_its_greeting(launch: Launch) -> None:
     for _ in range(10):  # now in the handshake, now after it
         with contextlib.suppress(LaunchError), launch("greet;stderr:boom;exit:1") as machine:
             assert "boom" in str(death(machine))
+
+
+def test_what_qmp_asserts_is_an_error_of_the_launch(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """qemu.qmp 0.0.3 asserts that QEMU still lives behind the handshake."""
+
+    async def connect(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(QMPClient, "connect", connect)
+    with pytest.raises(LaunchError, match="does not speak QMP"), launch("greet;sleep:60"):
+        pass
 
 
 def test_a_missing_qemu(tmp_path: Path) -> None:

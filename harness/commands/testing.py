@@ -83,13 +83,14 @@ def _check_selection(root: Path, args: argparse.Namespace) -> None:
         raise UsageError(words[0].removeprefix("ERROR: ") if words else f"-k {args.k!r} is wrong")
 
 
-def _workers(asked: str | None, memory: int) -> int:
-    """Return how many tests run at once: no more than memory carries, for auto one a core."""
-    if asked is None:
-        return 1
+def _workers(asked: str, memory: int) -> int:
+    """Return how many tests run at once: no more than memory carries, for auto two a core.
+
+    Tests wait more than they compute: for transfers, for pins to end, for deadlines.
+    """
     if asked != "auto" and not asked.isdigit():
         raise UsageError(f"-n {asked}: neither a number nor auto")
-    wanted = len(os.sched_getaffinity(0)) if asked == "auto" else max(1, int(asked))
+    wanted = 2 * len(os.sched_getaffinity(0)) if asked == "auto" else max(1, int(asked))
     # Each worker has a guest under test and one that is getting ready.
     possible = max(1, budget(memory) // 2)
     if possible < wanted:
