@@ -316,7 +316,8 @@ def test_a_dry_run_of_test_prints_what_would_be_started(nvh: Nvh, tmp_path: Path
     said = nvh("test", "-k", "V3", "--machine", "default", "--dry-run", "--", "-x", "a b")
     assert said.code == 0
     assert said.out.startswith("pytest ")
-    assert said.out.rstrip().endswith("-k V3 -x 'a b'")
+    assert " -k V3 " in said.out
+    assert said.out.rstrip().endswith(" -x 'a b'")
     assert not (tmp_path / "cache" / "store").exists()
     assert not (tmp_path / "results").exists()
 
