@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 #: Raise it when a template is made in another way from the same inputs.
 _RECIPE = "1"
 KIND = "template"
+#: What the templates of a store may take before the longest unused go, in bytes: some twenty.
+ROOM = 4 << 30
 STATE = "state"
 _INFO = "info.json"
 #: What a template's boot left to read.
@@ -123,6 +125,7 @@ def get(
 
     def build(target: Path) -> None:
         say(f"making a template of {recipe.images.kernel.release} on {recipe.machine.name}")
+        store.gc(ROOM, kind=KIND)
         _build(recipe, target)
 
     return load(recipe, store.get(KIND, key(recipe), build, verify=verify))

@@ -212,10 +212,10 @@ class Store:
             entry.path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
-    def gc(self, limit_bytes: int) -> list[Entry]:
-        """Remove the longest unused entries until the rest fits; return what went."""
+    def gc(self, limit_bytes: int, *, kind: str | None = None) -> list[Entry]:
+        """Remove the longest unused entries (of a kind) until the rest fits; return what went."""
         self.sweep()
-        entries = self.entries()
+        entries = [entry for entry in self.entries() if kind in (None, entry.kind)]
         total = sum(entry.size for entry in entries)
         gone = []
         for entry in entries:
@@ -341,9 +341,10 @@ def _write_manifest(path: Path) -> None:
     total = 0
     for file in sorted(path.rglob("*")):
         if file.is_file() and not file.is_symlink():
-            size = file.stat().st_size
-            total += size
-            files[str(file.relative_to(path))] = {"size": size, "sha256": file_hash(file)}
+            status = file.stat()
+            total += min(status.st_size, status.st_blocks * 512)  # holes cost nothing
+            sha256 = file_hash(file)
+            files[str(file.relative_to(path))] = {"size": status.st_size, "sha256": sha256}
     manifest = {"created": time.time(), "size": total, "files": files}
     with (path / MANIFEST).open("w") as out:
         json.dump(manifest, out, indent=1)
