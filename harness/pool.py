@@ -48,6 +48,7 @@ class _Warm:
     """A clone on its way, or ready."""
 
     template: Template
+    folder: Path
     stack: contextlib.ExitStack
     guest: Future[Guest]
 
@@ -98,16 +99,19 @@ class GuestPool:
             yield self._shared_guest(recipe)
             return
         template = self._template(recipe) if wish.isolation == "clone" else None
-        if template is None:
+        warm = None if template is None else self._take(template)
+        if template is None or warm is None:
             folder = self._new_folder()
             with booted(recipe, folder) as guest:
                 (folder / "dmesg").write_text(guest.dmesg(), errors="replace")
                 self._show(folder)
                 yield guest
             return
-        with self._take(template) as guest:
+        try:
             self._refill(template)
-            yield guest
+            yield warm.guest.result()
+        finally:
+            warm.stack.close()
 
     def _template(self, recipe: Recipe) -> Template | None:
         """Return the recipe's template, None when such a guest cannot be cloned."""
@@ -137,19 +141,33 @@ class GuestPool:
                 aside.chmod((boot / name).stat().st_mode & 0o777 | 0o600)
                 aside.replace(self._evidence / name)
 
-    def _take(self, template: Template) -> contextlib.AbstractContextManager[Guest]:
-        for warm in self._warm:
-            if warm.template == template:
-                self._warm.remove(warm)
-                return self._handed_out(warm)
-        return self._handed_out(self._start(template))
+    def _take(self, template: Template) -> _Warm | None:
+        """Return a clone that is up and sound; None when this machine turns out not to clone.
 
-    @contextlib.contextmanager
-    def _handed_out(self, warm: _Warm) -> Iterator[Guest]:
-        try:
-            yield warm.guest.result()
-        finally:
-            warm.stack.close()
+        One that failed while nobody had it costs no test: a fresh one is tried in its place.
+        """
+        while True:
+            kept = next((warm for warm in self._warm if warm.template == template), None)
+            if kept is not None:
+                self._warm.remove(kept)
+            warm = kept or self._start(template)
+            try:
+                death = warm.guest.result().vm.death()
+                if death is None:
+                    return warm
+                log.warning("a clone died before its test: %s", death)
+            except NotMigratable as error:
+                self._forget(template, error.message)
+                return None
+            except HarnessError as error:
+                if kept is None:
+                    raise
+                log.warning("a clone failed ahead of its test: %s", error)
+            self._throw_away(warm)
+
+    def _forget(self, template: Template, reason: str) -> None:
+        self._templates[templates.key(template.recipe)] = None
+        self._say(f"machine {template.recipe.machine.name} is booted for every test: {reason}")
 
     def _start(self, template: Template) -> _Warm:
         stack = contextlib.ExitStack()
@@ -158,7 +176,7 @@ class GuestPool:
         def start() -> Guest:
             return stack.enter_context(cloned(template, folder))
 
-        return _Warm(template, stack, self._starter.submit(start))
+        return _Warm(template, folder, stack, self._starter.submit(start))
 
     def _refill(self, template: Template) -> None:
         for warm in [warm for warm in self._warm if warm.template != template]:
@@ -169,12 +187,10 @@ class GuestPool:
 
     @staticmethod
     def _throw_away(warm: _Warm) -> None:
-        folder = None
-        with contextlib.suppress(HarnessError):
-            folder = warm.guest.result().vm.folder
+        with contextlib.suppress(Exception):  # what failed ahead of demand matters to nobody
+            warm.guest.result()
         warm.stack.close()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(warm.folder, ignore_errors=True)
 
     def _shared_guest(self, recipe: Recipe) -> Guest:
         """Return the recipe's shared guest, another one when it broke."""
@@ -202,6 +218,11 @@ class GuestPool:
     def ready(self) -> bool:
         """Whether every clone that was started ahead is up (or failed)."""
         return all(warm.guest.done() for warm in self._warm)
+
+    def waiting(self) -> list[Guest]:
+        """Return the clones that are up and wait for a test."""
+        done = [warm.guest for warm in self._warm if warm.guest.done()]
+        return [guest.result() for guest in done if guest.exception() is None]
 
     def close(self) -> None:
         """End every guest."""

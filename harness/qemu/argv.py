@@ -109,8 +109,6 @@ def build(
         *_network(),
         *["-device", "virtio-rng-pci"],
         *["-device", "pvpanic"],
-        # A new identifier in every clone: kernels from 5.18 on reseed their generator at once.
-        *["-device", "vmgenid,guid=auto"],
         *[
             arg
             for dimm in machine.nvdimms

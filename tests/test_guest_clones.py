@@ -1,0 +1,237 @@
+"""Templates, clones and the pool: private, fresh, proven to be the guest that was started."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from harness.errors import GuestLost, GuestPanic, HarnessError
+from harness.guest import Guest
+from harness.guest import template as templates
+from harness.guest.boot import Recipe
+from harness.guest.clone import cloned
+from harness.guest.template import Template
+from harness.images.store import Store, file_hash
+from harness.lab import Lab, Options
+from harness.pool import GuestPool, Wish
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.fixture(scope="module")
+def template(tcg_lab: Lab, recipe: Recipe) -> Template:
+    return tcg_lab.template(recipe)
+
+
+@pytest.fixture
+def pool(tcg_lab: Lab, tmp_path: Path) -> Iterator[GuestPool]:
+    made = GuestPool(tcg_lab, tmp_path / "pool")
+    yield made
+    made.close()
+
+
+def started(template: Template, folder: Path) -> Guest:
+    """Return a clone's guest after its end, for what it noted."""
+    folder.mkdir(parents=True)
+    with cloned(template, folder) as guest:
+        return guest
+
+
+def checksums(template: Template) -> dict[str, str]:
+    return {file.name: file_hash(file) for file in template.path.iterdir() if file.is_file()}
+
+
+def test_a_clone_is_private_and_its_template_is_never_written(
+    template: Template, tmp_path: Path
+) -> None:
+    before = checksums(template)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        with cloned(template, tmp_path / name) as guest:
+            assert guest.run("ls /root/mine", check=False).status != 0
+            guest.run("echo mine > /root/mine")
+            device = guest.namespace("fsdax1").device
+            assert guest.run(f"head -c 4 {device}").stdout != "mine"
+            guest.run(f"echo mine | dd of={device} conv=fsync 2>/dev/null")
+            assert guest.run(f"head -c 4 {device}").stdout == "mine"
+    assert checksums(template) == before
+
+
+def test_a_template_costs_what_its_guest_touched(template: Template) -> None:
+    size = sum(file.stat().st_blocks * 512 for file in template.path.iterdir())
+    apparent = sum(file.stat().st_size for file in template.path.iterdir())
+    assert size < apparent / 4
+    assert all(file.stat().st_mode & 0o077 == 0 for file in template.path.glob("info.json"))
+
+
+def test_clones_share_no_random_bytes_and_know_the_time(template: Template, tmp_path: Path) -> None:
+    seen = []
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with cloned(template, folder) as guest:
+            seen.append(guest.run("head -c 64 /dev/urandom | od -An -v -tx1").stdout)
+            seen.append(guest.run("cat /proc/sys/kernel/random/uuid").stdout)
+            assert abs(float(guest.run("date +%s.%N").stdout) - time.time()) < 60
+    assert len(set(seen)) == len(seen)
+
+
+def test_devices_without_migration_state_are_back(template: Template, tmp_path: Path) -> None:
+    with cloned(template, tmp_path) as guest:
+        edu = guest.vfio("edu")
+        assert (edu.driver, edu.id) == ("vfio-pci", "1234:11e8")
+        config = guest.run(f"od -An -tx4 -j16 -N4 /sys/bus/pci/devices/{edu.address}/config")
+        assert int(config.stdout.strip(), 16) != 0  # BAR 0 is where it was
+        done = guest.workload(
+            "vfio_map", "--device", edu.address, "--source", "anon", "--size", "1M", "--dma-test"
+        )
+        assert done.facts["device_read"] == done.facts["device_write"] == "equal"
+        # nvme forbids migration and is plugged in.
+        assert "1b36" in guest.run("cat /sys/bus/pci/devices/*/vendor").stdout
+        assert guest.run("grep -l 0x010802 /sys/bus/pci/devices/*/class").stdout.count("\n") == 1
+
+
+def test_ssh_to_another_guest_than_the_one_started_is_refused(
+    template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    with cloned(template, tmp_path / "first") as first:
+        # The same template, so the same keys: only the nonce tells the two apart.
+        port = first.ssh.port
+        first.run("mkfifo -m 600 /run/nvh/foreign; mv /run/nvh/foreign /run/nvh/resumed")
+        first.run("(echo a-nonce-of-its-own > /run/nvh/resumed) >/dev/null 2>&1 &")
+        monkeypatch.setattr("harness.qemu.vm.Vm.forwarded_port", lambda _: port)
+        with (
+            pytest.raises(GuestLost, match="another guest"),
+            cloned(template, tmp_path / "second"),
+        ):
+            pass
+        assert first.run("echo still there").stdout == "still there\n"
+
+
+def test_a_damaged_template_is_made_again(recipe: Recipe, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    made = templates.get(recipe, store)
+    with (made.path / "ram").open("r+b") as ram:
+        ram.seek(os.lseek(ram.fileno(), 0, os.SEEK_DATA) + 100)
+        byte = ram.read(1)
+        ram.seek(-1, os.SEEK_CUR)
+        ram.write(bytes([byte[0] ^ 1]))
+    said: list[str] = []
+    again = templates.get(recipe, store, say=said.append)
+    assert again.identity != made.identity
+    assert any("template" in line for line in said)
+    assert started(again, tmp_path / "clone").facts["how"] == "clone"
+
+
+def test_the_key_is_of_everything_that_a_template_depends_on(recipe: Recipe) -> None:
+    base = templates.key(recipe)
+    assert templates.key(recipe) == base
+    machine = dataclasses.replace(recipe.machine, memory=recipe.machine.memory * 2)
+    images = dataclasses.replace(recipe.images, digest="another")
+    others = [
+        dataclasses.replace(recipe, machine=machine),
+        dataclasses.replace(recipe, images=images),
+        dataclasses.replace(recipe, accel="kvm"),
+        dataclasses.replace(recipe, append=("quiet",)),
+        dataclasses.replace(recipe, qemu="/bin/true"),
+    ]
+    assert len({base, *(templates.key(other) for other in others)}) == len(others) + 1
+
+
+@pytest.mark.parametrize("how", ["panic", "kill", "flood"])
+def test_what_a_clone_does_costs_only_that_clone(pool: GuestPool, how: str) -> None:
+    with pool.guest(Wish()) as victim:
+        if how == "panic":
+            with pytest.raises(GuestPanic):
+                victim.run("echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger")
+        elif how == "kill":
+            os.kill(victim.vm.child.pid, signal.SIGKILL)
+            with pytest.raises(HarnessError):
+                victim.run("true")
+        else:
+            victim.run("(yes noise > /dev/ttyS0) >/dev/null 2>&1 &")
+    assert victim.vm.child.poll() is not None
+    with pool.guest(Wish()) as fresh:
+        assert fresh is not victim
+        assert fresh.run("echo sound").stdout == "sound\n"
+
+
+def test_the_pool_hands_out_each_clone_once_and_ends_them_all(tcg_lab: Lab, tmp_path: Path) -> None:
+    pool = GuestPool(tcg_lab, tmp_path / "pool")
+    seen = []
+    try:
+        for _ in range(3):
+            with pool.guest(Wish()) as guest:
+                seen.append(guest)
+                guest.run("test ! -e /root/used && touch /root/used")
+    finally:
+        pool.close()
+    assert len({guest.vm.child.pid for guest in seen}) == 3
+    assert all(guest.vm.child.poll() is not None for guest in seen)
+    # The one that nobody asked for is gone without a trace, folder and all.
+    assert len(list((tmp_path / "pool").iterdir())) == 3
+
+
+def test_a_warm_clone_that_died_is_not_handed_out(pool: GuestPool) -> None:
+    with pool.guest(Wish()):
+        deadline = time.monotonic() + 60
+        while not pool.ready():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for warm in pool.waiting():
+            os.kill(warm.vm.child.pid, signal.SIGKILL)
+            warm.vm.child.wait(10)
+    with pool.guest(Wish()) as guest:
+        assert guest.run("echo sound").stdout == "sound\n"
+
+
+def test_isolation_levels(pool: GuestPool) -> None:
+    with pool.guest(Wish("shared")) as first, pool.guest(Wish("shared")) as second:
+        assert first is second
+    with pool.guest(Wish("shared")) as again:
+        assert again is first
+    with pool.guest(Wish("boot", append=("nvh.own=1",))) as booted:
+        assert booted.facts["how"] == "boot"
+        assert "nvh.own=1" in booted.run("cat /proc/cmdline").stdout
+
+
+def test_a_machine_that_cannot_be_cloned_is_booted_and_says_why(tmp_path: Path) -> None:
+    backing = tmp_path / "own.nvdimm"
+    with backing.open("wb") as file:
+        file.truncate(130 << 20)
+    machine = tmp_path / "own.toml"
+    machine.write_text(
+        f'[[nvdimm]]\nname = "own"\nsize = "130M"\npath = "{backing}"\n'
+        '[nvdimm.namespace]\nmode = "fsdax"\n'
+    )
+    said: list[str] = []
+    lab = Lab(Options(accel="tcg", machine=str(machine)))
+    pool = GuestPool(lab, tmp_path / "pool", say=said.append)
+    try:
+        with pool.guest(Wish()) as guest:
+            assert guest.facts["how"] == "boot"
+    finally:
+        pool.close()
+    assert any("path of its own" in line for line in said)
+
+
+def test_clones_at_once_do_not_see_each_other(template: Template, tmp_path: Path) -> None:
+    def one(number: int) -> str:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with cloned(template, folder) as guest:
+            device = guest.namespace("fsdax0").device
+            guest.run(f"yes {number} | head -c 1048576 | dd of={device} conv=fsync 2>/dev/null")
+            return guest.run(f"head -c 1048576 {device} | sort -u").stdout.strip()
+
+    with ThreadPoolExecutor(4) as workers:
+        assert list(workers.map(one, range(4))) == ["0", "1", "2", "3"]
