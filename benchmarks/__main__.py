@@ -62,8 +62,13 @@ def _measure(lab: Lab, folder: Path, args: argparse.Namespace, shown: ui.Progres
     figures += guests.clones(lab, folder / "clones", args.runs)
     first = next(figure for figure in figures if "first SSH" in figure.name)
     shown.say("cold boots")
-    boot = guests.boots(lab, folder / "boots", args.runs)[0]
-    figures += [boot, ratio("clone against a cold boot", boot, first, goal=15.0)]
+    boot, provisioned = guests.boots(lab, folder / "boots", args.runs)
+    figures += [
+        boot,
+        provisioned,
+        ratio("clone against a cold boot, unprovisioned", boot, first),
+        ratio("clone against a cold boot of the same guest", provisioned, first, goal=15.0),
+    ]
     shown.say("virtme-ng")
     peer = peers.virtme_ng(lab, args.runs)
     if peer is not None:
@@ -84,7 +89,7 @@ def _whole_runs(args: argparse.Namespace) -> list[Figure]:
     if args.kernel:
         command += ["--kernel", args.kernel]
     samples = []
-    for _ in range(3):
+    for _ in range(args.runs):
         begun = time.monotonic()
         done = subprocess.run(
             command, cwd=paths.source_tree(), capture_output=True, text=True, check=False

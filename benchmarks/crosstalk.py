@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from benchmarks.figures import Figure
@@ -15,7 +17,7 @@ from harness.guest.template import Template
 from harness.images.store import file_hash
 from harness.lab import Lab
 
-_WRITE = "yes {word} | head -c 4194304 > {path}/own && sync && sha256sum {path}/own"
+_WRITE = "yes {word} | head -c 4194304 > {path}/own && sync"
 
 
 def crosstalk(lab: Lab, base: Path, *, guests: int, rounds: int) -> Figure:
@@ -26,14 +28,17 @@ def crosstalk(lab: Lab, base: Path, *, guests: int, rounds: int) -> Figure:
     template = lab.template(lab.recipe())
     before = checksum(template)
     seconds = []
+    randoms: set[str] = set()
     with ThreadPoolExecutor(guests) as workers:
         for turn in range(rounds):
             begun = time.monotonic()
+            # Nobody reads back before everybody has written.
+            barrier = threading.Barrier(guests, timeout=300)
             folders = [base / f"crosstalk-{turn}-{number}" for number in range(guests)]
-            randoms = list(workers.map(lambda folder: _one(template, folder), folders))
-            if len(set(randoms)) != guests:
-                raise HarnessError("two clones produced the same random bytes")
+            randoms.update(workers.map(partial(_one, template, barrier), folders))
             seconds.append(time.monotonic() - begun)
+    if len(randoms) != guests * rounds:
+        raise HarnessError("two clones produced the same random bytes")
     if checksum(template) != before:
         raise HarnessError("a clone has written to its template")
     return Figure(f"{guests} clones at once, a round of DAX and DMA patterns", "s", tuple(seconds))
@@ -46,26 +51,32 @@ def checksum(template: Template) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _one(template: Template, folder: Path) -> str:
+def _one(template: Template, barrier: threading.Barrier, folder: Path) -> str:
     folder.mkdir(parents=True)
-    with cloned(template, folder) as guest:
-        _dax(guest, folder.name)
-        address = guest.vfio("edu").address
-        source = f"dax:{guest.namespace('devdax2m').device}"
-        done = guest.workload(
-            "vfio_map", "--device", address, "--source", source, "--size", "4M", "--dma-test"
-        )
-        facts = done.facts
-        if not (done.ok and facts.get("device_read") == facts.get("device_write") == "equal"):
-            raise HarnessError(f"{folder.name}: DMA went wrong: {done.failed} {facts}")
-        return guest.run("head -c 32 /dev/urandom | sha256sum").stdout
+    try:
+        with cloned(template, folder) as guest:
+            _dax(guest, folder.name, barrier)
+            address = guest.vfio("edu").address
+            source = f"dax:{guest.namespace('devdax2m').device}"
+            done = guest.workload(
+                "vfio_map", "--device", address, "--source", source, "--size", "4M", "--dma-test"
+            )
+            facts = done.facts
+            if not (done.ok and facts.get("device_read") == facts.get("device_write") == "equal"):
+                raise HarnessError(f"{folder.name}: DMA went wrong: {done.failed} {facts}")
+            return guest.run("head -c 32 /dev/urandom | sha256sum").stdout
+    except BaseException:
+        barrier.abort()
+        raise
 
 
-def _dax(guest: Guest, word: str) -> None:
+def _dax(guest: Guest, word: str, barrier: threading.Barrier) -> None:
     with guest.mounted(guest.namespace("fsdax0"), "ext4") as mount:
         if not mount.is_dax:
             raise HarnessError(f"{word}: the mount is not DAX")
-        said = guest.run(_WRITE.format(word=word, path=mount.path)).stdout.split()[0]
+        guest.run(_WRITE.format(word=word, path=mount.path))
+        barrier.wait()
+        said = guest.run(f"sha256sum {mount.path}/own").stdout.split()[0]
         wanted = (f"{word}\n".encode() * (4194304 // (len(word) + 1) + 1))[:4194304]
         if said != hashlib.sha256(wanted).hexdigest():
             raise HarnessError(f"{word}: the file holds something else")

@@ -45,7 +45,7 @@ class Figure:
         }
 
 
-def ratio(name: str, slow: Figure, fast: Figure, *, goal: float) -> Figure:
+def ratio(name: str, slow: Figure, fast: Figure, *, goal: float | None = None) -> Figure:
     """Return how many times faster ``fast`` is, of medians in the same run."""
     return Figure(name, "times", (slow.median / fast.median,), goal, at_least=True)
 

@@ -14,14 +14,20 @@ from harness.lab import Lab
 
 
 def virtme_ng(lab: Lab, runs: int) -> Figure | None:
-    """Time virtme-ng running uname -r on the same kernel, q35, without KVM; None without it."""
-    program = shutil.which("vng", path=f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}")
+    """Time virtme-ng running uname -r on the same kernel, q35, without KVM.
+
+    None where it does not run: it comes from PyPI (into this environment too) and needs udev and
+    busybox-static on the host.
+    """
+    path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
+    program = shutil.which("vng", path=path)
     if program is None or shutil.which("busybox") is None:
         return None
     command = [
         program,
         *["--run", str(lab.kernel.image)],
-        *["--disable-kvm", "--cpus", str(lab.machine.cpus), "--memory", "1G"],
+        *["--disable-kvm", "--force-9p"],
+        *["--cpus", str(lab.machine.cpus), "--memory", "1G"],
         *["--qemu-opts=-machine q35"],
         *["--", "uname", "-r"],
     ]
@@ -29,9 +35,14 @@ def virtme_ng(lab: Lab, runs: int) -> Figure | None:
     for _ in range(runs):
         begun = time.monotonic()
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=180, check=False,
+            command,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+            env={**os.environ, "PATH": path},
+        )
         if lab.kernel.release not in done.stdout:
             return None
         samples.append(time.monotonic() - begun)

@@ -7,11 +7,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from harness import __version__, ui
 from harness.commands import doctor, guests, inventory, logs, testing
-from harness.errors import EXIT_INTERRUPTED, EXIT_USAGE, HarnessError
+from harness.errors import EXIT_INTERRUPTED, HarnessError, HostError
 from harness.pool import ISOLATIONS
+
+#: What a shell shows of a program that wrote into a closed pipe (128 + SIGPIPE).
+EXIT_BROKEN_PIPE = 141
 
 _EPILOG = """\
 examples:
@@ -37,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.command = rest
     elif rest:
         parser.error(f"{args.name} takes nothing after --")
+    _absolute(args)
     # SIGTERM ends a run as Ctrl-C does: every context manager is left, every guest ended.
     signal.signal(signal.SIGTERM, _terminate)
     action: Callable[[argparse.Namespace], int] = args.action
@@ -49,7 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_USAGE
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        return ui.complain(HostError(f"{what}{error.strerror or error}"))
+
+
+def _absolute(args: argparse.Namespace) -> None:
+    """Make paths that were given relative to here good everywhere: in workers, in reports."""
+    kernel, machine = getattr(args, "kernel", None), getattr(args, "machine", "")
+    if kernel and (kernel.startswith(("/", ".", "~")) or Path(kernel).exists()):
+        args.kernel = str(Path(kernel).expanduser().absolute())
+    if machine.endswith(".toml") or "/" in machine:
+        args.machine = str(Path(machine).expanduser().absolute())
 
 
 def _terminate(*_: object) -> None:

@@ -37,11 +37,17 @@ class UsageError(HarnessError):
 
 
 class SpecError(UsageError):
-    """A machine file is malformed or contradictory; the message names file, table and key."""
+    """A machine file is malformed or contradictory; the message names file, line, table and key."""
 
 
 class KernelError(UsageError):
-    """A kernel that was asked for is not there, is no kernel, or lacks drivers."""
+    """A kernel that was asked for is not there or is no kernel."""
+
+
+class UnfitKernel(KernelError):
+    """A kernel lacks drivers that a guest needs: the next one of a bisection may have them."""
+
+    exit_code = EXIT_UNTESTABLE
 
 
 class HostError(HarnessError):

@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 
 from harness import paths
-from harness.errors import KernelError
+from harness.errors import UnfitKernel
 from harness.guest import template
 from harness.guest.boot import Recipe
+from harness.guest.clone import prove
 from harness.guest.template import Template
 from harness.images import config_problems
 from harness.images.guest import GuestImages, prepare
@@ -39,7 +40,7 @@ class Options:
 
 
 def check_drivers(kernel: Kernel, machine: Machine) -> None:
-    """Raise KernelError, with the lines to set, when a kernel cannot drive a machine.
+    """Raise UnfitKernel, with the lines to set, when a kernel cannot drive a machine.
 
     A kernel that does not tell its configuration passes: its console says what is missing.
     """
@@ -50,7 +51,7 @@ def check_drivers(kernel: Kernel, machine: Machine) -> None:
     missing = config_problems(kernel, groups=tuple(groups))
     if missing:
         lines = " ".join(str(problem).partition(" ")[0] for problem in missing)
-        raise KernelError(
+        raise UnfitKernel(
             f"kernel {kernel.release} lacks what machine {machine.name} needs",
             hint=f"set {lines} in its .config",
         )
@@ -80,7 +81,7 @@ class Lab:
     @cached_property
     def kernel(self) -> Kernel:
         """The kernel under test."""
-        kernel = resolve(self.options.kernel, self.store)
+        kernel = resolve(self.options.kernel, self.store, progress=self.say)
         check_drivers(kernel, self.machine)
         return kernel
 
@@ -127,11 +128,11 @@ class Lab:
 
     def template(self, recipe: Recipe) -> Template:
         """Return the template of a recipe, made if it is not there."""
-        return template.get(recipe, self.store, verify=self._verify, say=self.say)
-
-    @property
-    def _verify(self) -> tuple[str, ...]:
-        return () if self.options.trusted else ("*",)
+        # Whoever started this process has verified the template of the run's own machine alone.
+        trusted = self.options.trusted and recipe == self.recipe()
+        return template.get(
+            recipe, self.store, prove=prove, verify=() if trusted else ("*",), say=self.say
+        )
 
     def properties(self) -> dict[str, str]:
         """Return what identifies a run: it goes into every report."""

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import rundir
+from harness import process, rundir
 from harness.errors import HarnessError
 from harness.guest import Guest
 from harness.guest import template as templates
@@ -25,6 +25,8 @@ from harness.guest.clone import cloned
 from harness.guest.template import Template
 from harness.lab import Lab
 from harness.qemu.snapshot import NotMigratable
+from harness.qemu.vm import Vm
+from harness.verdict.classifier import classify
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +52,32 @@ class _Warm:
     template: Template
     folder: Path
     stack: contextlib.ExitStack
+    vms: list[Vm]  # its QEMU, as soon as that runs
     guest: Future[Guest]
+
+    def throw_away(self, *, keep: bool = False) -> None:
+        """End it at once, however far it has come; what it left to read goes too."""
+        self.guest.cancel()
+        for vm in self.vms:
+            process.end(vm.child, grace=0)  # whoever waits for it gives up
+        with contextlib.suppress(Exception):  # what failed ahead of demand matters to nobody
+            self.guest.exception()
+        self.stack.close()
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def memory_available() -> int:
-    """Return what the host can still give, in bytes."""
+    """Return what the host, and the control group that this runs in, can still give, in bytes."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            free = int(line.split()[1]) << 10
+    with contextlib.suppress(OSError, ValueError):  # no limit is the word "max"
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    return max(free, 0)
 
 
 def budget(machine_memory: int) -> int:
@@ -84,7 +103,9 @@ class GuestPool:
         self._ahead = ahead if budget(lab.machine.memory) > ahead else 0
         self._say = say
         self._numbers = itertools.count(1)
-        self._templates: dict[str, Template | None] = {}
+        #: By key: the template, why there is none, or the error that making it ended in.
+        self._templates: dict[str, Template | str | HarnessError] = {}
+        self._findings: dict[Path, list[str]] = {}
         self._warm: list[_Warm] = []
         self._shared: dict[str, tuple[contextlib.ExitStack, Guest]] = {}
         self._starter = ThreadPoolExecutor(max_workers=max(ahead, 1), thread_name_prefix="pool")
@@ -98,37 +119,62 @@ class GuestPool:
         if wish.isolation == "shared":
             yield self._shared_guest(recipe)
             return
-        template = self._template(recipe) if wish.isolation == "clone" else None
-        warm = None if template is None else self._take(template)
-        if template is None or warm is None:
-            folder = self._new_folder()
-            with booted(recipe, folder) as guest:
-                (folder / "dmesg").write_text(guest.dmesg(), errors="replace")
-                self._show(folder)
+        template = self._template(recipe) if wish.isolation == "clone" else "isolation boot"
+        if isinstance(template, str):
+            with self._booted(recipe, template) as guest:
                 yield guest
             return
+        warm = self._take(template)
         try:
+            clone = warm.guest.result()
+            clone.facts["boot_findings"] = self._boot_findings(template.path)
             self._refill(template)
-            yield warm.guest.result()
+            yield clone
         finally:
             warm.stack.close()
 
-    def _template(self, recipe: Recipe) -> Template | None:
-        """Return the recipe's template, None when such a guest cannot be cloned."""
+    @contextlib.contextmanager
+    def _booted(self, recipe: Recipe, why: str) -> Iterator[Guest]:
+        folder = self._new_folder()
+        with booted(recipe, folder) as guest:
+            (folder / "dmesg").write_text(guest.dmesg(), errors="replace")
+            self._show(folder)
+            guest.facts["boot_findings"] = self._boot_findings(folder)
+            guest.facts["why_boot"] = why
+            yield guest
+
+    def _template(self, recipe: Recipe) -> Template | str:
+        """Return the recipe's template, or why such a guest cannot be cloned.
+
+        What making it ended in is remembered: a machine that does not boot costs its time once.
+        """
         key = templates.key(recipe)
         if key not in self._templates:
-            reason = templates.why_not(recipe.machine)
-            try:
-                self._templates[key] = None if reason else self._lab.template(recipe)
-            except NotMigratable as error:
-                reason = error.message
-                self._templates[key] = None
+            self._templates[key] = templates.why_not(recipe.machine) or self._make(recipe)
             found = self._templates[key]
-            if found is not None:
+            if isinstance(found, Template):
                 self._show(found.path)
-            if reason:
-                self._say(f"machine {recipe.machine.name} is booted for every test: {reason}")
-        return self._templates[key]
+            elif isinstance(found, str):
+                self._say(f"machine {recipe.machine.name} is booted for every test: {found}")
+        found = self._templates[key]
+        if isinstance(found, HarnessError):
+            raise found
+        return found
+
+    def _make(self, recipe: Recipe) -> Template | str | HarnessError:
+        try:
+            return self._lab.template(recipe)
+        except NotMigratable as error:
+            return error.message
+        except HarnessError as error:
+            return error
+
+    def _boot_findings(self, boot: Path) -> list[str]:
+        """Return the titles of what the kernel complained of before any test ran."""
+        if boot not in self._findings:
+            lines = (boot / "dmesg").read_text(errors="replace").splitlines()
+            self._findings[boot] = [finding.title for finding in classify(lines)]
+        return self._findings[boot]
 
     def _show(self, boot: Path) -> None:
         """Copy what the first boot left to read to where the run's results are."""
@@ -141,56 +187,52 @@ class GuestPool:
                 aside.chmod((boot / name).stat().st_mode & 0o777 | 0o600)
                 aside.replace(self._evidence / name)
 
-    def _take(self, template: Template) -> _Warm | None:
-        """Return a clone that is up and sound; None when this machine turns out not to clone.
+    def _take(self, template: Template) -> _Warm:
+        """Return a clone that is up and sound.
 
         One that failed while nobody had it costs no test: a fresh one is tried in its place.
         """
-        while True:
-            kept = next((warm for warm in self._warm if warm.template == template), None)
-            if kept is not None:
-                self._warm.remove(kept)
-            warm = kept or self._start(template)
-            try:
-                death = warm.guest.result().vm.death()
-                if death is None:
-                    return warm
-                log.warning("a clone died before its test: %s", death)
-            except NotMigratable as error:
-                self._forget(template, error.message)
-                return None
-            except HarnessError as error:
-                if kept is None:
-                    raise
-                log.warning("a clone failed ahead of its test: %s", error)
-            self._throw_away(warm)
+        kept = next((warm for warm in self._warm if warm.template == template), None)
+        if kept is not None:
+            self._warm.remove(kept)
+            trouble = self._wait(kept)
+            if trouble is None:
+                return kept
+            log.warning("a clone failed before its test: %s (%s)", trouble, kept.folder)
+            kept.throw_away(keep=True)
+        fresh = self._start(template)
+        trouble = self._wait(fresh)
+        if trouble is not None:
+            fresh.throw_away(keep=True)
+            raise trouble
+        return fresh
 
-    def _forget(self, template: Template, reason: str) -> None:
-        self._templates[templates.key(template.recipe)] = None
-        self._say(f"machine {template.recipe.machine.name} is booted for every test: {reason}")
+    @staticmethod
+    def _wait(warm: _Warm) -> BaseException | None:
+        """Wait until a clone is up; return what is wrong with it."""
+        try:
+            error = warm.guest.exception()
+        except BaseException:  # an interrupt: nobody else knows of it
+            warm.throw_away()
+            raise
+        return error or warm.guest.result().vm.death()
 
     def _start(self, template: Template) -> _Warm:
         stack = contextlib.ExitStack()
         folder = self._new_folder()
+        vms: list[Vm] = []
 
         def start() -> Guest:
-            return stack.enter_context(cloned(template, folder))
+            return stack.enter_context(cloned(template, folder, started=vms.append))
 
-        return _Warm(template, folder, stack, self._starter.submit(start))
+        return _Warm(template, folder, stack, vms, self._starter.submit(start))
 
     def _refill(self, template: Template) -> None:
         for warm in [warm for warm in self._warm if warm.template != template]:
             self._warm.remove(warm)
-            self._throw_away(warm)
+            warm.throw_away()
         while len(self._warm) < self._ahead:
             self._warm.append(self._start(template))
-
-    @staticmethod
-    def _throw_away(warm: _Warm) -> None:
-        with contextlib.suppress(Exception):  # what failed ahead of demand matters to nobody
-            warm.guest.result()
-        warm.stack.close()
-        shutil.rmtree(warm.folder, ignore_errors=True)
 
     def _shared_guest(self, recipe: Recipe) -> Guest:
         """Return the recipe's shared guest, another one when it broke."""
@@ -203,8 +245,8 @@ class GuestPool:
             stack.close()
         stack = contextlib.ExitStack()
         template = self._template(recipe)
-        if template is None:
-            guest = stack.enter_context(booted(recipe, self._new_folder()))
+        if isinstance(template, str):
+            guest = stack.enter_context(self._booted(recipe, template))
         else:
             guest = stack.enter_context(cloned(template, self._new_folder()))
         self._shared[key] = (stack, guest)
@@ -226,12 +268,13 @@ class GuestPool:
 
     def close(self) -> None:
         """End every guest."""
-        for warm in self._warm:
-            self._throw_away(warm)
-        self._warm.clear()
-        for stack, _ in self._shared.values():
-            stack.close()
-        self._shared.clear()
+        with contextlib.ExitStack() as stack:  # one that raises does not keep the rest
+            for warm in self._warm:
+                stack.callback(warm.throw_away)
+            for shared, _ in self._shared.values():
+                stack.callback(shared.close)
+            self._warm.clear()
+            self._shared.clear()
         self._starter.shutdown()
         for folder in (self._folder, self._folder.parent):
             with contextlib.suppress(OSError):

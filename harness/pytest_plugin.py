@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import re
 import shutil
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ import pytest
 
 from harness import paths
 from harness.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
     EXIT_UNTESTABLE,
     GuestPanic,
     GuestReset,
@@ -32,8 +33,9 @@ from harness.lab import Lab, Options
 from harness.observe import Observer
 from harness.pool import ISOLATIONS, GuestPool, Wish, guest_pool
 from harness.report import junit, summary, table
-from harness.report.record import TestRecord
-from harness.report.results import ResultsDir, write_atomic, write_json
+from harness.report.escape import one_line, printable
+from harness.report.record import TestRecord, boot_findings
+from harness.report.results import ResultsDir, append, write_atomic, write_json
 from harness.verdict.expectation import Case, Catalogue, Mismatch, NotProven, row_id
 from harness.verdict.known import KnownIssues
 from harness.verdict.status import Status
@@ -42,10 +44,19 @@ _ROW = re.compile(r"\b([A-Za-z])(\d{1,3})\b(?!\w)")
 
 
 _SPLAT = "the kernel's log shows a fault"
+#: The user properties of a report that carry, from a worker too, where its record lies and why none
+#: could be written.
+_RECORD, _UNWRITTEN = "nvh-record", "nvh-unwritten"
 
 
 class Splat(AssertionError):
     """The kernel's log shows a fault that the test did not declare."""
+
+
+class ComparedNothing(Exception):
+    """A test ended well without a word about the kernel."""
+
+    hint = "every way through a test takes it to a case.expect()"
 
 
 @dataclass
@@ -91,14 +102,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let -k take the catalogue's ids: V1 is that row alone, not V11."""
-    for noisy in ("paramiko", "invoke", "fabric", "qemu", "asyncio", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     config.addinivalue_line("markers", "isolation(level): clone, boot or shared")
     config.addinivalue_line("markers", "machine(name): another machine than the run's")
     config.addinivalue_line("markers", "kernel_args(*words): more of the guest's command line")
     keyword = config.getoption("keyword", "")
     if keyword:
         config.option.keyword = _ROW.sub(lambda match: f"test_{match[0].lower()}_", keyword)
+    given = config.getoption("--nvh-results")
+    if given and _worker(config) is not None:
+        # Without a log the run is still a run; without the directory it ends at its first test.
+        with contextlib.suppress(HostError):
+            ResultsDir.open(Path(given)).start_log()
 
 
 def _worker(config: pytest.Config) -> str | None:
@@ -124,23 +138,22 @@ def _state(config: pytest.Config) -> _State:
             results=results,
             lab=Lab(options),
             catalogue=Catalogue.load(root / "testcases" / "catalogue"),
-            options=_again(options),
+            options=_again(config),
             known=KnownIssues.load(root / "testcases" / "known-issues.toml"),
             strict=bool(config.getoption("--nvh-strict")),
         )
     return config.stash[_STATE]
 
 
-def _again(options: Options) -> list[str]:
+def _again(config: pytest.Config) -> list[str]:
     """Return the options with which the run is started again."""
     words = []
-    if options.kernel:
-        words += ["--kernel", options.kernel]
-    if options.accel != "auto":
-        words += ["--accel", options.accel]
-    if options.machine != "default":
-        words += ["--machine", options.machine]
-    return words
+    defaults = {"kernel": None, "accel": "auto", "machine": "default", "isolation": "clone"}
+    for name, default in defaults.items():
+        given = config.getoption(f"--nvh-{name}")
+        if given != default:
+            words += [f"--{name}", str(given)]
+    return [*words, "--strict"] if config.getoption("--nvh-strict") else words
 
 
 def _is_testcase(item: pytest.Item) -> bool:
@@ -172,7 +185,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     row = _state(request.config).catalogue.of_test(request.node.name)
     if row is None:
         raise pytest.UsageError(f"{request.node.nodeid}: its name carries no row of the catalogue")
-    made = Case(row)
+    made = Case(row, echo=_echo(request.node))
     request.node.stash[_CASE] = made
     return made
 
@@ -187,9 +200,22 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
     with guests.guest(_wish(request.node, request.config)) as given:
         observer = Observer(given, request.node.nodeid)
         request.node.stash[_OBSERVER] = observer
+        given.note = _echo(request.node)
         observer.begin()
         yield given
     _keep_logs(request.node, given)
+
+
+def _echo(item: pytest.Item) -> Callable[[str], None]:
+    """Return what prints a test's words and keeps them at once: this process may be killed."""
+    file = _state(item.config).results.test_dir(item.nodeid) / "output.txt"
+
+    def echo(text: str) -> None:
+        shown = printable(text, 1 << 16)
+        print(shown)
+        append(file, f"{shown}\n")
+
+    return echo
 
 
 def _keep_logs(item: pytest.Item, guest: Guest) -> None:
@@ -226,12 +252,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         outcome = yield
     finally:
         observer = item.stash.get(_OBSERVER, None)
+        case = item.stash.get(_CASE, None)
         if observer is not None:
-            case = item.stash.get(_CASE, None)
             observer.end(case.allowed if case else ())
     if observer is not None and observer.unexpected:
         titles = "; ".join(finding.title for finding in observer.unexpected)
         raise Splat(f"{_SPLAT}: {titles}")
+    if case is not None and not case.expectations:
+        raise ComparedNothing("it compared nothing")
     return outcome
 
 
@@ -252,7 +280,8 @@ def _judge(when: str, error: BaseException) -> tuple[Status, str, str]:
         return Status.FAIL, first, hint
     if isinstance(error, HarnessError):
         return Status.MISS, first, hint
-    return Status.ERROR, f"{type(error).__name__}: {first}", hint
+    named = "" if isinstance(error, ComparedNothing) else f"{type(error).__name__}: "
+    return Status.ERROR, f"{named}{first}", hint
 
 
 @pytest.hookimpl(wrapper=True)
@@ -261,8 +290,16 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn the end of a phase into one of the six words, and the last phase into a record."""
     report = yield
-    if not _is_testcase(item):
-        return report
+    if _is_testcase(item):
+        try:
+            _complete(report, item, call)
+        except HostError as error:
+            # Told by the controller; what is raised in here ends pytest with INTERNALERROR.
+            report.user_properties.append((_UNWRITTEN, str(error)))
+    return report
+
+
+def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     if call.excinfo is not None:
         status, message, hint = _judge(call.when, call.excinfo.value)
         if _OUTCOME not in item.stash:
@@ -276,14 +313,13 @@ def pytest_runtest_makereport(
         if status is Status.SKIP:
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.location[1] or 0, words)
-        elif isinstance(call.excinfo.value, HarnessError | Mismatch | Splat):
+        elif isinstance(call.excinfo.value, HarnessError | Mismatch | Splat | ComparedNothing):
             report.longrepr = words
     if call.when == "teardown":
         record = _record(item)
         folder = _state(item.config).results.test_dir(item.nodeid)
         record.save(folder)
-        report.user_properties.append(("nvh-record", str(folder / "result.json")))
-    return report
+        report.user_properties.append((_RECORD, str(folder / "result.json")))
 
 
 def _known(item: pytest.Item) -> str:
@@ -322,7 +358,8 @@ def _record(item: pytest.Item) -> TestRecord:
         facts["guest"] = observer.guest.facts
         if status is not Status.PASS:
             excerpts["dmesg"] = observer.dmesg
-    output = "".join(text for _, _, text in getattr(item, "_report_sections", []))
+    sections = getattr(item, "_report_sections", [])
+    output = "".join(text for _, kind, text in sections if kind != "log")  # that is harness.log
     if output:
         write_atomic(folder / "output.txt", output)
         excerpts["output"] = output
@@ -379,63 +416,137 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["nvh_results"] = str(_state(node.config).results.path)
 
 
+def _crashed(state: _State, report: pytest.TestReport) -> TestRecord:
+    """Return the record of a test whose worker died under it."""
+    folder = state.results.test_dir(report.nodeid)
+    row = state.catalogue.of_test(report.nodeid)
+    output = folder / "output.txt"
+    record = TestRecord(
+        nodeid=report.nodeid,
+        status=Status.MISS,
+        seconds=0.0,
+        row=row.id if row else None,
+        title=row.title if row else "",
+        message=f"the worker died: {one_line(str(report.longrepr))}",
+        hint="harness.log ends with what it did last; was it killed for lack of memory?",
+        excerpts={"output": output.read_text(errors="replace")} if output.exists() else {},
+    )
+    record.save(folder)
+    return record
+
+
 class _Reporter:
     """Writes the reports after each test; on the controller only."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._why = ""  # the run was cut short
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a test's record and write the reports anew."""
-        for name, value in report.user_properties:
-            if name == "nvh-record" and report.when == "teardown":
-                state = _state(self._config)
-                state.records.append(TestRecord.load(Path(str(value))))
-                self._write(None)
+        """Add a test's record and write the reports anew; a full disk ends the run."""
+        try:
+            died = report.failed and report.when not in ("setup", "call", "teardown")
+            if died and not self._why:  # xdist's report; a worker that Ctrl-C ended is none
+                self._add(_crashed(_state(self._config), report))
+            for name, value in report.user_properties:
+                if name == _RECORD and report.when == "teardown":
+                    self._add(TestRecord.load(Path(str(value))))
+                elif name == _UNWRITTEN:
+                    raise HostError(str(value))
+        except HostError as error:
+            pytest.exit(str(error), returncode=EXIT_UNTESTABLE)
 
-    def _write(self, seconds: float | None) -> None:
+    def _add(self, record: TestRecord) -> None:
+        _state(self._config).records.append(record)
+        self._write()
+
+    def _write(self, status: int | None = None) -> None:
+        """Write the reports; ``status`` is what pytest ended with, None while it goes on."""
         state = _state(self._config)
         if not state.properties:
             with contextlib.suppress(HarnessError):
                 state.properties = dict(state.lab.properties())
+        properties = dict(state.properties)
+        titles = boot_findings(state.records)
+        if titles:
+            properties["boot_findings"] = "; ".join(titles)
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(state.started))
         path = state.results.path
-        junit.write(path / "junit.xml", state.records, state.properties, started=started)
+        junit.write(path / "junit.xml", state.records, properties, started=started)
+        verdict = summary.verdict(state.records, strict=state.strict)
         summary.write(
             path / "summary.json",
             state.records,
-            state.properties,
+            properties,
             started=started,
-            seconds=seconds,
+            seconds=None if status is None else time.time() - state.started,
+            exit_code=None if status is None else exit_code(status, verdict),
+            finished=status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED),
             options=state.options,
-            strict=state.strict,
         )
 
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Note what cut the run short."""
+        plain = excinfo.type is KeyboardInterrupt
+        why = "interrupted" if plain else one_line(str(excinfo.value), 1000)
+        self._why = self._why or why
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, error: object) -> None:
+        """Note a worker that Ctrl-C reached before it reached this process."""
+        if error == "keyboard-interrupt":
+            self._why = "interrupted"
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Write the reports for the last time."""
+        if _STATE in self._config.stash:
+            try:
+                self._write(int(exitstatus))
+            except HostError as error:
+                self._why = self._why or str(error)
+        if exitstatus not in set(pytest.ExitCode) - {pytest.ExitCode.INTERNAL_ERROR}:
+            self.pytest_terminal_summary()  # pytest calls it for the others only
+
     def pytest_terminal_summary(self) -> None:
-        """Print the table."""
-        if _STATE not in self._config.stash or not _state(self._config).records:
-            return
-        state = _state(self._config)
-        seconds = time.time() - state.started
-        try:
-            self._write(seconds)
-        except HostError as error:
-            print(f"nvh: {error}")
-        print()
-        table.show(
-            state.records, results=state.results.path, seconds=seconds, options=state.options
-        )
+        """Print the table, and why there is no more of it."""
+        if _STATE in self._config.stash and _state(self._config).records:
+            state = _state(self._config)
+            print()
+            table.show(
+                state.records,
+                results=state.results.path,
+                seconds=time.time() - state.started,
+                options=state.options,
+            )
+        if self._why:
+            print(f"nvh: {self._why}", flush=True)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Register the reporter where reports are written."""
     if _worker(session.config) is None:
-        session.config.pluginmanager.register(_Reporter(session.config), "nvh-reporter")
+        plugins = session.config.pluginmanager
+        plugins.register(_Reporter(session.config), "nvh-reporter")
+        terminal = plugins.get_plugin("terminalreporter")
+        if terminal is not None:
+            # Its lines about --full-trace; the reporter says in one what cut the run short.
+            terminal._report_keyboardinterrupt = lambda: None
+
+
+def exit_code(status: int, verdict: int) -> int:
+    """Return a run's exit code from pytest's and from the verdict on its records."""
+    if status == pytest.ExitCode.INTERRUPTED:
+        return EXIT_INTERRUPTED
+    if status == pytest.ExitCode.OK:
+        return verdict
+    if status == pytest.ExitCode.TESTS_FAILED and verdict != EXIT_OK:
+        return verdict
+    return EXIT_UNTESTABLE  # with TESTS_FAILED: something failed that has no record
 
 
 def verdict_of(results: Path) -> int:
-    """Return a run's exit code from its summary; 125 when it left none."""
+    """Return a run's exit code from its summary; 125 when it left none or an unfinished one."""
     try:
         return int(json.loads((results / "summary.json").read_text())["exit_code"])
     except (OSError, ValueError, KeyError, TypeError):

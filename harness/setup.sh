@@ -52,19 +52,15 @@ write_stamp() {
     mv "$stamp.new" "$stamp"
 }
 
-# Prints what host-packages.txt asks for and dpkg does not have, alternatives as "a|b".
+# Prints what host-packages.txt asks for and dpkg does not have.
 missing_packages() {
-    local line names name installed
+    local line name installed
     installed=$(dpkg-query -W -f '${db:Status-Status} ${binary:Package}\n' 2>/dev/null |
         sed -n 's/^installed \([^:]*\).*/ \1 /p')
     while read -r line; do
         line=${line%%#*}
-        names=${line//[[:space:]]/}
-        [[ -n $names ]] || continue
-        for name in ${names//|/ }; do
-            [[ $installed == *" $name "* ]] && continue 2
-        done
-        printf '%s\n' "$names"
+        name=${line//[[:space:]]/}
+        [[ -z $name || $installed == *" $name "* ]] || printf '%s\n' "$name"
     done <"$packages"
 }
 
@@ -88,21 +84,11 @@ apt_install() {
 
 # Installs packages; package lists are fetched only when the ones at hand do not do.
 install_packages() {
-    local names name chosen=()
-    for names in "$@"; do
-        name=${names%%|*}
-        if [[ $names == *'|'* ]]; then
-            for name in ${names//|/ }; do
-                apt-cache show "$name" >/dev/null 2>&1 && break
-            done
-        fi
-        chosen+=("$name")
-    done
-    say "installing ${chosen[*]}"
-    apt_install "${chosen[@]}" && return
+    say "installing $*"
+    apt_install "$@" && return
     "${as_root[@]}" apt-get update -q >>"$log" 2>&1 </dev/null || true
-    apt_install "${chosen[@]}" ||
-        die "apt-get could not install ${chosen[*]}: $(last_words '^E:') (see $log)"
+    apt_install "$@" ||
+        die "apt-get could not install $*: $(last_words '^E:') (see $log)"
 }
 
 # The last line of the log that matches, or its last line.

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import SpecError, UsageError
+from harness.errors import UsageError
 from harness.toml_table import Table, format_size
 
 MIB = 1 << 20
@@ -106,17 +106,18 @@ class Machine:
 
 
 def load_machine(file: Path) -> Machine:
-    """Read a machine file; SpecError names file, table and key of whatever is wrong."""
+    """Read a machine file; SpecError names file, line, table and key of whatever is wrong."""
     root = Table.load(file)
     table = root.table("machine") or Table(file, "machine", {})
+    dimms, devices = root.tables("nvdimm"), root.tables("pci")
     machine = Machine(
         name=file.stem,
         cpus=table.integer("cpus", 2, high=64),
         memory=_memory(table),
         cpu=_word(table, "cpu", "max"),
         iommu=table.choice("iommu", ("intel", "amd", "virtio", "none"), "intel"),
-        nvdimms=tuple(_nvdimm(entry) for entry in root.tables("nvdimm")),
-        pci=tuple(_pci(entry) for entry in root.tables("pci")),
+        nvdimms=tuple(_nvdimm(entry) for entry in dimms),
+        pci=tuple(_pci(entry) for entry in devices),
         kernel_args=table.strings("kernel_args"),
         qemu_args=table.strings("qemu_args"),
     )
@@ -124,11 +125,10 @@ def load_machine(file: Path) -> Machine:
     root.done()
     if len(machine.pci) > MAX_PCI:
         raise root.error("pci", f"{len(machine.pci)} devices are more than {MAX_PCI}")
-    _check_names(root, machine)
+    _check_names(machine, dimms, devices)
     if machine.iommu == "none":
-        for number, device in enumerate(machine.pci, 1):
+        for entry, device in zip(devices, machine.pci, strict=True):
             if device.vfio:
-                entry = Table(file, f"pci #{number}", {})
                 raise entry.error(
                     "vfio",
                     f"{device.name} cannot be bound to vfio-pci on a machine without an IOMMU",
@@ -197,6 +197,10 @@ def _nvdimm(table: Table) -> Nvdimm:
 
 def _namespace(table: Table) -> Namespace:
     mode = table.choice("mode", ("fsdax", "devdax", "sector", "raw"))
+    for key in ("align", "map"):
+        if mode in ("sector", "raw") and key in table:
+            why = f"a {mode} namespace has no struct pages to align or to place"
+            raise table.error(key, why, hint="remove the key")
     align = table.size("align", "2M")
     where = table.choice("map", ("mem", "dev"), "mem")
     table.done()
@@ -220,14 +224,15 @@ def _check_size(table: Table, dimm: Nvdimm) -> None:
     if have % unit == 0 and have >= least:
         return
     wanted = max(-(-max(have, 1) // unit) * unit, least) + dimm.label
+    behind = f" behind the label of {format_size(dimm.label)}" if dimm.label else ""
+    if have <= 0:
+        why = f"leaves nothing{behind}"
+    elif have % unit:
+        why = f"leaves {format_size(have)}{behind}, which is no multiple of {format_size(unit)}"
+    else:
+        why = f"is too small for a namespace aligned to {format_size(align)}"
     raise table.error(
-        "size",
-        f"{format_size(dimm.size)} leaves {format_size(max(have, 0))} behind the label of "
-        f"{format_size(dimm.label)}, which is no multiple of {format_size(unit)}"
-        if have % unit
-        else f"{format_size(dimm.size)} is too small for a namespace aligned to "
-        f"{format_size(align)}",
-        hint=f'use size = "{format_size(wanted)}"',
+        "size", f"{format_size(dimm.size)} {why}", hint=f'use size = "{format_size(wanted)}"'
     )
 
 
@@ -253,20 +258,21 @@ def _pci(table: Table) -> PciDevice:
     vfio = table.boolean("vfio", False)
     port = table.boolean("port", False)
     table.done()
+    for key, _ in options:
+        if port and key in ("addr", "bus"):
+            raise table.error("port", f"a root port of its own and options {key} contradict")
     return PciDevice(name, device, host, vfio, port, tuple(options), ident)
 
 
-def _check_names(root: Table, machine: Machine) -> None:
-    seen: set[str] = set()  # of NVDIMMs and devices alike: each becomes an id of QEMU's
-    for key, names in (
-        ("nvdimm", [dimm.name for dimm in machine.nvdimms]),
-        ("pci", [device.name for device in machine.pci]),
-    ):
-        for name in names:
-            if name in seen:
-                raise root.error(key, f"the name {name!r} is given twice")
-            seen.add(name)
-    paths = [dimm.path for dimm in machine.nvdimms if dimm.path]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise SpecError(f"{root.file}: nvdimm: {path} stands behind two NVDIMMs")
+def _check_names(machine: Machine, dimms: list[Table], devices: list[Table]) -> None:
+    names: set[str] = set()  # of NVDIMMs and devices alike: each becomes an id of QEMU's
+    files: set[Path] = set()
+    named: list[Nvdimm | PciDevice] = [*machine.nvdimms, *machine.pci]
+    for entry, thing in zip([*dimms, *devices], named, strict=True):
+        if thing.name in names:
+            raise entry.error("name", f"{thing.name!r} is given twice")
+        names.add(thing.name)
+        if isinstance(thing, Nvdimm) and thing.path:
+            if thing.path in files:
+                raise entry.error("path", f"{thing.path} stands behind two NVDIMMs")
+            files.add(thing.path)

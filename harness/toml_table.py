@@ -1,4 +1,4 @@
-"""A TOML table read strictly: every complaint names file, table and key."""
+"""A TOML table read strictly: every complaint names file, line, table and key."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from harness.errors import SpecError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_HEADER = re.compile(r"\s*\[[^]=]*\]+\s*(?:#.*)?")
 
 
 def parse_size(text: str) -> int | None:
@@ -32,9 +33,10 @@ def format_size(size: int) -> str:
 class Table:
     """One table of a TOML file; keys are taken from it, and what is left over is an error."""
 
-    def __init__(self, file: Path, name: str, values: dict[str, Any]) -> None:
+    def __init__(self, file: Path, name: str, values: dict[str, Any], text: str = "") -> None:
         self.file = file
         self.name = name
+        self._text = text  # of the whole file
         self._values = dict(values)
         self._known: set[str] = set()
 
@@ -42,17 +44,24 @@ class Table:
     def load(cls, file: Path) -> Table:
         """Read a file; SpecError when it is missing or is no TOML."""
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            values = tomllib.loads(text)
         except OSError as error:
             raise SpecError(f"{file}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SpecError(f"{file}: not TOML: {error}") from error
-        return cls(file, "", values)
+        return cls(file, "", values, text)
 
     def error(self, key: str, message: str, *, hint: str | None = None) -> SpecError:
         """Return the complaint about a key."""
         where = f"[{self.name}] {key}" if self.name else key
-        return SpecError(f"{self.file}: {where}: {message}", hint=hint)
+        line = _line(self._text, self.name, key)
+        place = f"{self.file}:{line}" if line else str(self.file)
+        return SpecError(f"{place}: {where}: {message}", hint=hint)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the keys that nobody has taken yet, in the file's order."""
+        return tuple(self._values)
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -117,7 +126,7 @@ class Table:
     def table(self, key: str) -> Table | None:
         """Take a sub-table, None when it is absent."""
         value = self._take(key, dict, "a table", None)
-        return None if value is None else Table(self.file, self._path(key), value)
+        return None if value is None else Table(self.file, self._path(key), value, self._text)
 
     def tables(self, key: str) -> list[Table]:
         """Take an array of tables; absent is empty."""
@@ -125,7 +134,7 @@ class Table:
         if not all(isinstance(item, dict) for item in value):
             raise self.error(key, f"is not a list of tables ([[{key}]])")
         return [
-            Table(self.file, f"{self._path(key)} #{number}", item)
+            Table(self.file, f"{self._path(key)} #{number}", item, self._text)
             for number, item in enumerate(value, 1)
         ]
 
@@ -140,3 +149,39 @@ class Table:
 
     def _path(self, key: str) -> str:
         return f"{self.name}.{key}" if self.name else key
+
+
+def _line(text: str, table: str, key: str) -> int:
+    """Return the line of a key, or of its table's header where the key is missing; 0: unknown.
+
+    tomllib tells no lines.  ``table`` is spelt as in complaints: "nvdimm #2.namespace".
+    """
+    lines = text.splitlines()
+    at = 0
+    path: list[str] = []
+    for part in table.split(".") if table else []:
+        word, _, number = part.partition(" #")
+        path.append(word)
+        found = _headers(lines, path, at)[int(number or 1) - 1 :]
+        if not found:  # an inline table: its line is its key's
+            return _key(lines, word, at) or at
+        at = found[0]
+    return _key(lines, key, at) or next(iter(_headers(lines, [*path, key], at)), at)
+
+
+def _headers(lines: Sequence[str], path: Sequence[str], after: int) -> list[int]:
+    """Return the lines of [path] or [[path]] behind a line, counted from 1."""
+    dotted = r"\s*\.\s*".join(f"[\"']?{re.escape(word)}[\"']?" for word in path)
+    header = re.compile(rf"\s*\[\[?\s*{dotted}\s*\]")
+    return [number for number, line in enumerate(lines[after:], after + 1) if header.match(line)]
+
+
+def _key(lines: Sequence[str], key: str, after: int) -> int:
+    """Return the line of ``key =`` behind a line and before the next header; 0: not there."""
+    wanted = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[.=]")
+    for number, line in enumerate(lines[after:], after + 1):
+        if wanted.match(line):
+            return number
+        if _HEADER.fullmatch(line):
+            break
+    return 0

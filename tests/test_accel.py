@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.errors import EXIT_UNTESTABLE, HostError
+from harness import process
+from harness.errors import EXIT_UNTESTABLE, GuestLost, HostError
 from harness.qemu import accel, vm
 from harness.qemu.accel import Accel
 
@@ -140,6 +141,35 @@ def test_the_answer_is_remembered(choose: Choose, tmp_path: Path, scenario: str)
     other = WORKING if scenario == BROKEN else BROKEN
     assert choose(other) == first
     assert starts(tmp_path) == 1
+
+
+def test_kvm_by_name_does_not_believe_an_old_problem(choose: Choose, tmp_path: Path) -> None:
+    assert choose(SILENT).name == "tcg"
+    assert choose(WORKING, "kvm").name == "kvm"
+    assert choose(BROKEN).name == "kvm"
+    assert starts(tmp_path) == 2
+
+
+def test_a_qemu_that_was_killed_is_asked_again(
+    choose: Choose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> Any:
+        raise GuestLost("QEMU died with signal 9")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vm, "launched", killed)
+        assert choose(WORKING).name == "tcg"
+    assert choose(WORKING).name == "kvm"
+
+
+def test_a_missing_program_is_no_broken_kvm(
+    choose: Choose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(vm, "launched", lambda *_, **__: process.find("nope-x", package="util-linux"))
+        with pytest.raises(HostError, match="apt-get install util-linux"):
+            choose(WORKING)
+    assert choose(WORKING).name == "kvm"
 
 
 def test_another_kernel_is_asked_anew(choose: Choose, tmp_path: Path) -> None:

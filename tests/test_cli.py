@@ -16,6 +16,8 @@ import pytest
 
 from harness import paths
 from harness.cli import main
+from harness.lab import Lab
+from harness.report.results import ResultsDir
 
 FAKE = Path(__file__).with_name("fake_qemu.py")
 
@@ -181,7 +183,7 @@ def test_a_kernel_without_the_drivers_is_told_what_to_set(nvh: Nvh, tmp_path: Pa
     (tmp_path / "vmlinuz-6.99.0").write_bytes(bzimage("6.99.0"))
     (tmp_path / "config-6.99.0").write_text("CONFIG_PCI=y\nCONFIG_VIRTIO_BLK=m\n")
     kernel = str(tmp_path / "vmlinuz-6.99.0")
-    line = complaint(nvh("test", "--accel", "tcg", "--kernel", kernel), 2)
+    line = complaint(nvh("test", "--accel", "tcg", "--kernel", kernel), 125)
     assert "kernel 6.99.0 lacks " in line
     assert "CONFIG_BLK_DEV_PMEM=y" in line
     assert "CONFIG_VIRTIO_BLK=y" in line  # there are no modules to load it from
@@ -199,10 +201,10 @@ def test_a_kernel_without_the_drivers_is_told_what_to_set(nvh: Nvh, tmp_path: Pa
     [
         ("[machine\n", "m.toml: not TOML: "),
         ("[machine]\ncpus = 2\ncpus = 3\n", "at line 3"),
-        ('[machine]\nmemory = "lots"\n', "m.toml: [machine] memory: 'lots' is not a size"),
+        ('[machine]\nmemory = "lots"\n', "m.toml:2: [machine] memory: 'lots' is not a size"),
         (
             '[machine]\niommu = "none"\n[[pci]]\nname = "e"\ndevice = "edu"\nvfio = true\n',
-            "m.toml: [pci #1] vfio: e cannot be bound to vfio-pci on a machine without an IOMMU",
+            "m.toml:6: [pci #1] vfio: e cannot be bound to vfio-pci on a machine without an IOMMU",
         ),
         ('[[nvdimm]]\nname = "p"\nsize = "1024M"\n', 'use size = "1026M"'),
     ],
@@ -308,8 +310,54 @@ def test_files_are_looked_at_before_anything_is_built(nvh: Nvh, tmp_path: Path) 
 # test
 
 
-def test_a_number_of_guests_that_is_none(nvh: Nvh) -> None:
-    assert "-n many" in complaint(nvh("test", "-n", "many", "--dry-run"), 2)
+@pytest.fixture
+def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where bad usage is not told before anything is looked up, built or written."""
+
+    def never(*_: object) -> None:
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(Lab, "recipe", never)
+    monkeypatch.setattr(ResultsDir, "create", never)
+
+
+@pytest.mark.usefixtures("no_images")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["-n", "many"], "-n many: neither a number from 1 on nor auto"),
+        (["-n", "-3"], "-n -3"),
+        (["-n", "0"], "-n 0"),
+        (["-n", "²"], "-n ²"),
+        (["--set", "nosuch"], "no set is called 'nosuch' (known: first"),
+        (["--set", "first", "-k", "V2"], "no test of set first matches 'V2'"),
+        (["-k", "V99"], "no test matches 'V99'"),
+        (["-k", "(("], "Wrong expression"),
+        (["--", "--nosuch"], "unrecognized arguments: --nosuch"),
+        (["--", "--maxfail=x"], "argument --maxfail: invalid int value: 'x'"),
+        (["--", "nosuch.py"], "file or directory not found: nosuch.py"),
+        (["--", "-p", "nosuch"], 'Error importing plugin "nosuch"'),
+    ],
+)
+def test_bad_usage_of_test_leaves_nothing_behind(nvh: Nvh, words: list[str], told: str) -> None:
+    assert told in complaint(nvh("test", *words), 2)
+
+
+@pytest.mark.usefixtures("no_images")
+def test_a_testcase_that_cannot_be_loaded(
+    nvh: Nvh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "tree"
+    shutil.copytree(paths.source_tree() / "testcases", root / "testcases")
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(paths.source_tree() / name, root)
+    shutil.copytree(
+        paths.source_tree() / "guest-images" / "machines", root / "guest-images/machines"
+    )
+    (root / "testcases" / "test_v_broken.py").write_text("import nosuchmodule\n")
+    monkeypatch.setattr(paths, "source_tree", lambda: root)
+    line = complaint(nvh("test"), 125)
+    assert "test_v_broken.py: ModuleNotFoundError: No module named 'nosuchmodule'" in line
 
 
 def test_a_dry_run_of_test_prints_what_would_be_started(nvh: Nvh, tmp_path: Path) -> None:
@@ -329,6 +377,18 @@ def test_the_list_names_rows_in_order_with_their_sources(nvh: Nvh) -> None:
     assert {"V1", "V3", "V8", "V11", "V13", "V18", "L1", "L5", "S1", "S6", "K1"} <= set(ids)
     assert ids == sorted(ids, key=lambda name: (name[0], int(name[1:])))
     assert said.out.count("source: ") == len(ids)
+    assert said.out.count(" test_v3_fsdax_is_refused\n") == 1  # once, without its parameters
+
+
+def test_the_list_is_of_what_is_selected(nvh: Nvh) -> None:
+    def ids(*words: str) -> set[str]:
+        out = nvh("test", "--list", *words).out
+        return {line.split()[0] for line in out.splitlines() if not line.startswith(" ")}
+
+    assert ids("-k", "V1 or S6") == {"V1", "S6"}
+    assert ids("--set", "first") > {"V1", "K1"}
+    assert "V2" not in ids("--set", "first")
+    assert "no test matches 'V99'" in complaint(nvh("test", "--list", "-k", "V99"), 2)
 
 
 # Images

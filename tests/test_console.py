@@ -186,13 +186,6 @@ def test_text_is_limited(serial_line: Line) -> None:
     assert console.text(limit=4) == "6789"
 
 
-def test_the_time_of_the_last_output(serial_line: Line, eventually: Eventually) -> None:
-    console, guest = serial_line
-    before = console.last_output
-    guest.sendall(b"x")
-    eventually(lambda: console.last_output > before)
-
-
 def test_closing_ends_the_reader_although_the_guest_lives(
     serial_line: Line, tmp_path: Path
 ) -> None:

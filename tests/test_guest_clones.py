@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from harness.errors import GuestLost, GuestPanic, HarnessError
 from harness.guest import Guest
 from harness.guest import template as templates
 from harness.guest.boot import Recipe
-from harness.guest.clone import cloned
+from harness.guest.clone import cloned, prove
 from harness.guest.template import Template
 from harness.images.store import Store, file_hash
 from harness.lab import Lab, Options
@@ -119,17 +120,19 @@ def test_ssh_to_another_guest_than_the_one_started_is_refused(
 
 def test_a_damaged_template_is_made_again(recipe: Recipe, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    made = templates.get(recipe, store)
+    made = templates.get(recipe, store, prove=prove)
     with (made.path / "ram").open("r+b") as ram:
         ram.seek(os.lseek(ram.fileno(), 0, os.SEEK_DATA) + 100)
         byte = ram.read(1)
         ram.seek(-1, os.SEEK_CUR)
         ram.write(bytes([byte[0] ^ 1]))
     said: list[str] = []
-    again = templates.get(recipe, store, say=said.append)
+    again = templates.get(recipe, store, prove=prove, say=said.append)
     assert again.identity != made.identity
     assert any("template" in line for line in said)
     assert started(again, tmp_path / "clone").facts["how"] == "clone"
+    assert store.gc(0, kind=templates.KIND) == []  # it is in use here
+    assert again.path.is_dir()
 
 
 def test_the_key_is_of_everything_that_a_template_depends_on(recipe: Recipe) -> None:
@@ -225,13 +228,56 @@ def test_a_machine_that_cannot_be_cloned_is_booted_and_says_why(tmp_path: Path) 
 
 
 def test_clones_at_once_do_not_see_each_other(template: Template, tmp_path: Path) -> None:
+    written = threading.Barrier(4, timeout=120)
+
     def one(number: int) -> str:
         folder = tmp_path / str(number)
         folder.mkdir()
         with cloned(template, folder) as guest:
             device = guest.namespace("fsdax0").device
             guest.run(f"yes {number} | head -c 1048576 | dd of={device} conv=fsync 2>/dev/null")
+            written.wait()  # nobody reads back before everybody has written
             return guest.run(f"head -c 1048576 {device} | sort -u").stdout.strip()
 
     with ThreadPoolExecutor(4) as workers:
         assert list(workers.map(one, range(4))) == ["0", "1", "2", "3"]
+
+
+def test_kernel_arguments_get_a_template_of_their_own(pool: GuestPool, tcg_lab: Lab) -> None:
+    wish = Wish(append=("nvh.own=1",))
+    for _ in range(2):
+        with pool.guest(wish) as guest:
+            assert guest.facts["how"] == "clone"
+            assert "nvh.own=1" in guest.run("cat /proc/cmdline").stdout
+    made = [entry for entry in tcg_lab.store.entries() if entry.kind == templates.KIND]
+    key = templates.key(tcg_lab.recipe(append=("nvh.own=1",)))
+    assert key in {entry.key for entry in made}
+
+
+def test_what_qemu_cannot_save_is_refused_once_and_for_all(tmp_path: Path) -> None:
+    machine = tmp_path / "unmigratable.toml"
+    # Without port = true an nvme is there when the state is taken in.
+    machine.write_text('[[pci]]\nname = "nvme0"\ndevice = "nvme"\noptions = { serial = "x" }\n')
+    said: list[str] = []
+    lab = Lab(Options(accel="tcg", machine=str(machine)))
+    for _ in range(2):
+        pool = GuestPool(lab, tmp_path / f"pool-{len(said)}", say=said.append)
+        try:
+            with pool.guest(Wish()) as guest:
+                assert guest.facts["how"] == "boot"
+                assert "nvme" in guest.facts["why_boot"]
+        finally:
+            pool.close()
+    assert len(said) == 2
+
+
+def test_a_boot_that_fails_leaves_its_console(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVH_CACHE", str(tmp_path / "cache"))
+    broken = dataclasses.replace(recipe, append=("init=/nowhere", "rdinit=/nowhere"))
+    with pytest.raises(HarnessError, match=r"failed-boot/console\.log") as caught:
+        templates.get(broken, Store(tmp_path / "store"), prove=prove)
+    kept = tmp_path / "cache" / "failed-boot"
+    assert "Linux version" in (kept / "console.log").read_text(errors="replace"), caught.value
+    assert (kept / "qemu.sh").is_file()

@@ -38,11 +38,16 @@ def test_run_ends_with_the_commands_status_and_passes_its_output(tmp_path: Path)
     done = nvh(
         *("run", "--accel", "tcg", "--bare"),
         *("--put", f"{tmp_path}/tool", "--put", f"{tmp_path}/data:/srv/in/here"),
-        *("--", "cat", "/srv/in/here;", "/root/tool", "the guest"),
+        *("--", "cat /srv/in/here; /root/tool 'the guest'"),
     )
     assert done.returncode == 7, done.stderr
-    assert done.stdout == "some data\nout of the\n"  # joined as ssh(1) joins them
+    assert done.stdout == "some data\nout of the guest\n"
     assert done.stderr.endswith("err\n")
+
+
+def test_several_words_are_a_command_and_its_arguments() -> None:
+    done = nvh("run", "--accel", "tcg", "--bare", "--", "sh", "-c", "echo $((1 + 2)) two; exit 3")
+    assert (done.returncode, done.stdout) == (3, "3 two\n"), done.stderr
 
 
 def test_run_in_a_provisioned_guest() -> None:

@@ -117,10 +117,10 @@ def test_a_guest_that_looks_dead_but_is_not_gives_its_console(victim: Guest) -> 
     os.kill(victim.vm.child.pid, signal.SIGSTOP)
     try:
         with pytest.raises(HarnessError):
-            victim.vm.responds(1)
+            victim.vm.qmp.execute("query-status", timeout=1)
     finally:
         os.kill(victim.vm.child.pid, signal.SIGCONT)
-    victim.vm.responds(30)
+    victim.vm.qmp.execute("query-status", timeout=30)
     assert "on-the-console" in victim.vm.console.text()
 
 

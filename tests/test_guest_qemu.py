@@ -54,7 +54,7 @@ def test_qemu_takes_it(machine_of: Load, recipe: Recipe, tmp_path: Path, text: s
         folder=tmp_path,
         grace=0,
     ) as vm:
-        vm.responds(30)
+        vm.qmp.execute("query-status", timeout=30)
         dimms = vm.qmp.execute("query-memory-devices")
         assert len(dimms) == len(machine.nvdimms)
         placed = {dimm["data"]["id"]: dimm["data"] for dimm in dimms}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import KernelError
+from harness.errors import EXIT_UNTESTABLE, UnfitKernel
 from harness.images import initramfs
 from harness.images.initramfs import CpioEntry, cpio, run_segment
 
@@ -114,8 +114,9 @@ def test_a_kernel_without_a_driver_is_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(initramfs, "compile_program", fake_compiler)
-    with pytest.raises(KernelError, match="lacks virtio_blk"):
+    with pytest.raises(UnfitKernel, match="lacks virtio_blk") as caught:
         initramfs.build(module_tree(tmp_path), ["a", "virtio_blk"], tmp_path / "out")
+    assert caught.value.exit_code == EXIT_UNTESTABLE
 
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc here")

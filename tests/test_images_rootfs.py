@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.images import rootfs
+from harness.errors import UsageError
+from harness.images import distribution, rootfs
 
 MOUNTINFO = """\
 22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -47,3 +48,22 @@ def test_root_builds_in_a_mount_namespace_of_its_own(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert "--mount" not in rootfs._confined()
     assert "TERM" in rootfs._confined()
+
+
+def test_without_subordinate_ids_the_hint_is_not_the_network() -> None:
+    said = "I: automatically chosen format: null\nE: unable to pick chroot mode automatically\n"
+    assert "usermod --add-subuids 100000-165535 --add-subgids 100000-165535" in rootfs._hint(said)
+    assert rootfs._hint("E: Failed to fetch") == distribution.MIRROR_HINT
+
+
+@pytest.mark.parametrize("value", ["deb.example.org/debian", "localhost:3142/debian", "http://a b"])
+def test_a_mirror_that_is_no_url(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("NVH_MIRROR", value)
+    with pytest.raises(UsageError, match=r"NVH_MIRROR=.* is no URL \(such as http://deb\."):
+        distribution.mirror("debian")
+
+
+@pytest.mark.parametrize("value", ["http://a/debian", "file:/srv/debian", "mirror+http://a/list"])
+def test_a_mirror_of_the_users(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("NVH_MIRROR", value + "/")
+    assert distribution.mirror("debian") == value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from harness import paths
+from harness.pytest_plugin import exit_code, verdict_of
 
 pytest_plugins = ["pytester"]
 
@@ -155,6 +157,7 @@ def test_how_each_end_of_a_test_is_judged(runs: Runs) -> None:
         """
 def test_v1_right(case): case.expect("map", "OK")
 def test_v1_nothing_said(): pass
+def test_v1_compared_nothing(case): case.fact("pages", 3)
 def test_v1_wrong(case): case.expect("map", "EFAULT")
 def test_v1_assertion(): assert 1 == 2, "words"
 def test_v1_not_proven(case): case.prove("the mount is DAX", False)
@@ -191,6 +194,7 @@ def test_v1_wrong_and_fault_in_teardown(case, teardown_fault): case.expect("map"
     assert {name: entry["status"] for name, entry in found.tests.items()} == {
         "right": "PASS",
         "nothing_said": "PASS",
+        "compared_nothing": "ERROR",
         "wrong": "FAIL",
         "assertion": "FAIL",
         "not_proven": "MISS",
@@ -259,9 +263,11 @@ def test_v1_splat(guest, case):
 def test_v1_allowed(guest, case):
     case.allow("use-after-free in dax_layout_busy_page")
     guest.log = BUG
+    case.expect("map", "OK")
 def test_v1_other_allowed(guest, case):
     case.allow("something else")
     guest.log = BUG
+    case.expect("map", "OK")
 def test_v1_splat_and_wrong(guest, case):
     guest.log = BUG
     case.expect("map", "EFAULT")
@@ -307,6 +313,8 @@ def test_v1_killer(): os.kill(os.getpid(), signal.SIGKILL)
 """
     )
     assert found.summary["finished"] is False
+    assert found.summary["exit_code"] is None
+    assert verdict_of(found.results / "latest") == 125
     assert {name: entry["status"] for name, entry in found.tests.items()} == {"first": "PASS"}
     assert "first" in (found.results / "latest" / "junit.xml").read_text()
 
@@ -365,3 +373,165 @@ def test_parallel_workers_and_the_controller_agree(runs: Runs) -> None:
     assert len([path for path in results.iterdir() if not path.is_symlink()]) == 1
     assert set(found.tests) == {"n0", "n1", "n2", "n3"}
     assert found.summary["counts"]["PASS"] == 4
+
+
+def test_a_dead_worker_is_a_miss_and_not_green(runs: Runs) -> None:
+    found = runs(
+        """
+import os, signal
+def test_v1_killer(case):
+    case.fact("pages", 3)
+    os.kill(os.getpid(), signal.SIGKILL)
+def test_v1_other(case): case.expect("map", "OK")
+""",
+        "-n",
+        "2",
+    )
+    assert {name: entry["status"] for name, entry in found.tests.items()} == {
+        "killer": "MISS",
+        "other": "PASS",
+    }
+    assert found.tests["killer"]["message"].startswith("the worker died: worker 'gw")
+    assert found.tests["killer"]["id"] == "V1"
+    assert found.summary["finished"] is True
+    assert found.summary["exit_code"] == 125
+    # What was seen until then is there.
+    folder = found.results / "latest" / found.tests["killer"]["folder"]
+    assert (folder / "output.txt").read_text() == "fact: pages: 3\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict", "code"),
+    [
+        (pytest.ExitCode.OK, 0, 0),
+        (pytest.ExitCode.OK, 1, 1),
+        (pytest.ExitCode.TESTS_FAILED, 1, 1),
+        (pytest.ExitCode.TESTS_FAILED, 0, 125),
+        (pytest.ExitCode.INTERRUPTED, 0, 130),
+        (pytest.ExitCode.INTERNAL_ERROR, 0, 125),
+        (125, 0, 125),
+    ],
+)
+def test_the_exit_code_of_pytest_and_records(status: int, verdict: int, code: int) -> None:
+    assert exit_code(status, verdict) == code
+
+
+@pytest.mark.parametrize(
+    ("whom", "parallel"),
+    [("getpid", ()), ("getpid", ("-n", "2")), ("getppid", ("-n", "2"))],
+    ids=["serial", "worker", "controller"],
+)
+def test_an_interrupted_run_is_not_finished(
+    runs: Runs, whom: str, parallel: tuple[str, ...]
+) -> None:
+    found = runs(
+        f"""
+import os, signal, time
+from pathlib import Path
+def test_v1_first(case): case.expect("map", "OK")
+def test_v1_second():
+    deadline = time.monotonic() + 30
+    while not list(Path("results").glob("2*/summary.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)  # until the first has been told
+    os.kill(os.{whom}(), signal.SIGINT)
+    time.sleep(30)
+""",
+        *parallel,
+    )
+    assert {name: entry["status"] for name, entry in found.tests.items()} == {"first": "PASS"}
+    assert found.summary["finished"] is False
+    assert found.summary["exit_code"] == 130
+    assert found.output.count("nvh: interrupted") == 1
+    assert "--full-trace" not in found.output
+
+
+@pytest.mark.parametrize("parallel", [(), ("-n", "2", "--dist", "loadfile")])
+def test_a_full_disk_ends_the_run_in_one_line(runs: Runs, parallel: tuple[str, ...]) -> None:
+    found = runs(
+        """
+import errno, os
+def full(fd):
+    raise OSError(errno.ENOSPC, "No space left on device")
+def test_v1_first(case): case.expect("map", "OK")
+def test_v1_filler(): os.fsync = full
+def test_v1_never(case): case.expect("map", "OK")
+""",
+        *parallel,
+    )
+    assert found.code == 125
+    assert "INTERNALERROR" not in found.output
+    assert found.output.count("nvh: disk full: ") == 1
+    assert found.output.count("disk full") == 1
+    assert found.summary["finished"] is False
+    assert list(found.tests) == ["first"]
+    assert 'name="test_v1_first"' in (found.results / "latest" / "junit.xml").read_text()
+
+
+def test_what_was_seen_is_there_when_a_test_is_killed(runs: Runs) -> None:
+    found = runs(
+        """
+import os, signal
+def test_v1_killer(guest, case):
+    case.prove("the mount is DAX", True)
+    guest.note("# facts {}")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    (run,) = (path for path in found.results.iterdir() if not path.is_symlink())
+    (folder,) = (run / "tests").iterdir()
+    assert (folder / "output.txt").read_text() == "proven: the mount is DAX\n# facts {}\n"
+
+
+def test_workers_log_into_the_runs_log(runs: Runs, pytester: pytest.Pytester) -> None:
+    results = pytester.mkdir("given")
+    (results / "tests").mkdir()
+    runs(
+        """
+import logging
+def test_v1_a(case):
+    logging.getLogger("harness.pool").debug("said by the pool")
+    logging.getLogger("paramiko").debug("said by paramiko")
+    case.expect("map", "OK")
+""",
+        "-n",
+        "2",
+        f"--nvh-results={results}",
+    )
+    log = (results / "harness.log").read_text()
+    assert re.search(r" \d+ DEBUG harness.pool: said by the pool", log)
+    assert "paramiko" not in log
+    # The log is one thing, what the test printed another.
+    assert (
+        "said by the pool" not in (next((results / "tests").iterdir()) / "output.txt").read_text()
+    )
+
+
+def test_the_way_back_has_all_options_of_the_run(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without an nvh
+    found = runs(
+        "def test_v1_a(case): case.expect('map', 'EFAULT')",
+        "--nvh-isolation=boot",
+        "--nvh-strict",
+        "--nvh-kernel=/k",
+    )
+    again = ".venv/bin/nvh test -k test_v1_a --kernel /k --isolation boot --strict"
+    assert found.tests["a"]["again"] == again
+    assert f"again:  {again}" in found.output
+
+
+def test_what_the_kernel_said_while_booting_is_told_once(runs: Runs) -> None:
+    found = runs(
+        """
+def test_v1_a(guest, case):
+    guest.facts = {"boot_findings": ["WARNING in nvdimm_probe"]}
+    case.expect("map", "OK")
+test_v1_b = test_v1_a
+"""
+    )
+    assert found.output.count("kernel, while booting: WARNING in nvdimm_probe") == 1
+    assert found.summary["properties"]["boot_findings"] == "WARNING in nvdimm_probe"
+    junit = (found.results / "latest" / "junit.xml").read_text()
+    assert '<property name="boot_findings" value="WARNING in nvdimm_probe"' in junit
+    assert found.summary["exit_code"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,17 +149,38 @@ def test_the_digest_tells_machines_apart(machine_of: Load) -> None:
             "[pci #2] vfio",
             'without an IOMMU (set [machine] iommu = "intel" or vfio = false)',
         ),
-        (dimm() + dimm(), "nvdimm", "'p0' is given twice"),
+        (dimm() + dimm(), "[nvdimm #2] name", "'p0' is given twice"),
         (
             '[[pci]]\nname = "d"\ndevice = "edu"\n[[pci]]\nname = "d"\ndevice = "edu"',
-            "pci",
+            "[pci #2] name",
             "'d' is given twice",
         ),
-        (dimm() + '[[pci]]\nname = "p0"\ndevice = "edu"', "pci", "'p0' is given twice"),
+        (dimm() + '[[pci]]\nname = "p0"\ndevice = "edu"', "[pci #1] name", "'p0' is given twice"),
         (
             dimm(more='path = "/srv/p"\n') + dimm(more='path = "/srv/p"').replace("p0", "p1"),
-            "nvdimm",
+            "[nvdimm #2] path",
             "/srv/p stands behind two NVDIMMs",
+        ),
+        (dimm("2M"), "[nvdimm #1] size", "leaves nothing behind the label of 2M"),
+        (
+            dimm("0", 'kind = "virtio-pmem"'),
+            "[nvdimm #1] size",
+            '0 leaves nothing (use size = "16M")',
+        ),
+        (
+            dimm(more=namespace("sector", 'align = "4K"')),
+            "[nvdimm #1.namespace] align",
+            "a sector namespace has no struct pages",
+        ),
+        (
+            dimm(more=namespace("raw", 'map = "dev"')),
+            "[nvdimm #1.namespace] map",
+            "a raw namespace has no struct pages",
+        ),
+        (
+            '[[pci]]\nname = "d"\ndevice = "nvme"\nport = true\noptions = { addr = "5" }',
+            "[pci #1] port",
+            "a root port of its own and options addr contradict",
         ),
     ],
 )
@@ -168,7 +190,7 @@ def test_a_mistake_is_told_with_its_place(
     with pytest.raises(SpecError) as caught:
         machine_of(text)
     said = str(caught.value)
-    assert said.startswith(f"{tmp_path}/made.toml: {where}: ")
+    assert re.match(re.escape(f"{tmp_path}/made.toml:") + r"\d+: " + re.escape(f"{where}: "), said)
     assert words in said
     assert "\n" not in said
     assert caught.value.exit_code == EXIT_USAGE
@@ -241,6 +263,32 @@ def test_a_size_counts_for_virtio_pmem_too(machine_of: Load) -> None:
 def test_a_file_that_is_not_toml_names_the_line(machine_of: Load) -> None:
     with pytest.raises(SpecError, match=r"made\.toml: not TOML: .*line 2"):
         machine_of("[machine]\ncpus = = 2\n")
+
+
+def test_a_file_that_is_nested_too_deeply(machine_of: Load) -> None:
+    with pytest.raises(SpecError, match=r"made\.toml: not TOML: "):
+        machine_of("a = " + "[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("zzz = 1\n[machine]\n", 1),
+        ("[machine]\ncpu = 'max'\n\n  cpus=0\n", 4),
+        ("[ machine ]  # here\n'cpus' = 0\n", 2),
+        ('machine = { cpu = "max", cpus = 0 }\n', 1),
+        ("# cpus = 1\nmachine.cpus = 0\n", 2),
+        ("[[pci]]\nname = 'size'\ndevice = 'edu'\n[[nvdimm]]\nname = 'p0'\n", 4),
+        (dimm() + "\n" + dimm("65M"), 7),
+        (dimm() + "\n" + dimm(more=namespace("pmem")), 9),
+        (dimm(more=namespace()) + dimm(more=namespace("pmem")), 10),
+        (dimm(more="[nvdimm.namespace]\n"), 4),
+        ("[machine]\n[nvdimm]\nname = 'p0'\n", 2),
+    ],
+)
+def test_a_mistake_is_told_with_its_line(machine_of: Load, text: str, line: int) -> None:
+    with pytest.raises(SpecError, match=rf"made\.toml:{line}: "):
+        machine_of(text)
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:

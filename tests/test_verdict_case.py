@@ -14,7 +14,6 @@ GOOD = """
 title = "fsdax file mapped for DMA"
 source = ["commit 94db151dc892 (v4.16)"]
 needs = ["an fsdax namespace"]
-modules = []
 [V3.right]
 map = "EOPNOTSUPP"
 blocked = true
@@ -85,13 +84,13 @@ def test_catalogue_reads_rows(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("x = [", r"v\.toml: not TOML"),
-        ('[v3]\ntitle="x"', r"v\.toml: v3: is no row's id"),
-        ("V3 = 1", r"v\.toml: V3"),
-        ('[V3]\nsource=["a"]', r"v\.toml: \[V3\] title: is missing"),
-        ('[V3]\ntitle="x"', r"v\.toml: \[V3\] source: is missing"),
-        ('[V3]\ntitle="x"\nsource=[1]', r"v\.toml: \[V3\] source"),
-        ('[V3]\ntitle="x"\nsource=["a"]\nrihgt={}', r"v\.toml: \[V3\] rihgt: unknown key"),
-        ('[V3]\ntitle="x"\nsource=["a"]\nright=3', r"v\.toml: \[V3\] right"),
+        ('[v3]\ntitle="x"', r"v\.toml:1: v3: is no row's id"),
+        ("V3 = 1", r"v\.toml:1: V3"),
+        ('[V3]\nsource=["a"]', r"v\.toml:1: \[V3\] title: is missing"),
+        ('[V3]\ntitle="x"', r"v\.toml:1: \[V3\] source: is missing"),
+        ('[V3]\ntitle="x"\nsource=[1]', r"v\.toml:3: \[V3\] source"),
+        ('[V3]\ntitle="x"\nsource=["a"]\nrihgt={}', r"v\.toml:4: \[V3\] rihgt: unknown key"),
+        ('[V3]\ntitle="x"\nsource=["a"]\nright=3', r"v\.toml:4: \[V3\] right"),
     ],
 )
 def test_catalogue_complains_with_file_table_and_key(tmp_path: Path, text: str, words: str) -> None:

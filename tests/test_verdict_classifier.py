@@ -132,16 +132,6 @@ def test_declared_splats_are_expected() -> None:
     assert unexpected(findings, []) == findings
 
 
-def test_panic_is_known_before_its_report_ends() -> None:
-    classifier = Classifier()
-    classifier.feed(f"{STAMP}x\n{STAMP}Kernel panic - not syncing: sysrq\n".encode())
-    assert not classifier.panicked
-    classifier.feed(f"{STAMP}CPU: 1 PID: 3 Comm: sh\n".encode())
-    assert classifier.panicked
-    assert [finding.kind for finding in classifier.finish()] == [Kind.PANIC]
-    assert classifier.panicked
-
-
 @pytest.mark.parametrize(
     ("before", "found"),
     [

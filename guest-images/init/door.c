@@ -26,6 +26,7 @@
 
 static int next_sshd = -1; /* our end of the waiting sshd's socket */
 static volatile sig_atomic_t asked;
+static sigset_t unblocked; /* SIGHUP comes only while we wait for a connection */
 
 static void ask(int signal)
 {
@@ -44,6 +45,7 @@ static _Noreturn void become_sshd(int fd)
 	dup2(null, STDERR_FILENO);
 	signal(SIGCHLD, SIG_DFL);
 	signal(SIGHUP, SIG_DFL);
+	sigprocmask(SIG_SETMASK, &unblocked, NULL);
 	execv(argv[0], argv);
 	_exit(127);
 }
@@ -68,12 +70,8 @@ static void start_next(void)
 	next_sshd = ends[0];
 
 	struct pollfd banner = { .fd = next_sshd, .events = POLLIN };
-	int ready;
 
-	do
-		ready = poll(&banner, 1, 30 * 1000);
-	while (ready < 0 && errno == EINTR);
-	if (ready == 1 && (banner.revents & POLLIN))
+	if (poll(&banner, 1, 30 * 1000) == 1 && (banner.revents & POLLIN))
 		close(open(WARM, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
 }
 
@@ -126,12 +124,17 @@ int main(void)
 {
 	const struct sockaddr_in any = { .sin_family = AF_INET, .sin_port = htons(22) };
 	const struct sigaction action = { .sa_handler = ask };
-	int door = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int door = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	const int on = 1;
 
 	signal(SIGCHLD, SIG_IGN);
 	signal(SIGPIPE, SIG_IGN);
-	sigaction(SIGHUP, &action, NULL); /* without SA_RESTART: accept() returns */
+	sigset_t hangup;
+
+	sigemptyset(&hangup);
+	sigaddset(&hangup, SIGHUP);
+	sigprocmask(SIG_BLOCK, &hangup, &unblocked);
+	sigaction(SIGHUP, &action, NULL);
 	setsockopt(door, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	if (door < 0 || bind(door, (const struct sockaddr *)&any, sizeof(any)) < 0 ||
 	    listen(door, 64) < 0) {
@@ -140,11 +143,15 @@ int main(void)
 	}
 	start_next();
 	for (;;) {
-		int client = accept4(door, NULL, NULL, SOCK_CLOEXEC);
+		struct pollfd waiting = { .fd = door, .events = POLLIN };
 
-		if (client >= 0) {
-			serve(client);
-			close(client);
+		if (ppoll(&waiting, 1, NULL, &unblocked) == 1) {
+			int client = accept4(door, NULL, NULL, SOCK_CLOEXEC);
+
+			if (client >= 0) {
+				serve(client);
+				close(client);
+			}
 		}
 		if (asked) {
 			asked = 0;

@@ -14,6 +14,7 @@ from rich.markup import escape
 from harness import paths, process
 from harness.errors import EXIT_OK, EXIT_UNTESTABLE, HarnessError, HostError
 from harness.lab import Lab, Options
+from harness.pool import memory_available
 from harness.qemu import accel
 from harness.rundir import ROOM, rundir
 
@@ -56,14 +57,14 @@ def _qemu() -> str:
 
 
 def _accelerator(args: argparse.Namespace) -> str:
-    if not Path("/dev/kvm").exists():
+    if not Path("/dev/kvm").exists() and args.accel != "kvm":
         return "tcg: there is no /dev/kvm"
     chosen = Lab(Options(accel=args.accel, kernel=args.kernel)).accel
     return f"{chosen.name}: {chosen.why}"
 
 
 def _memory() -> str:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = memory_available()
     cores = len(os.sched_getaffinity(0))
     if free < ROOM:
         raise HostError(f"only {free >> 20} MiB are free", hint="a guest needs 1 GiB")
@@ -80,14 +81,14 @@ def _room(folder: Path, needed: int) -> str:
 
 
 def _run_room() -> str:
-
     with rundir() as folder:
         return _room(folder.parent, ROOM)
 
 
 def _workloads() -> str:
     built = Lab(Options()).workloads
-    names = sorted(path.name for path in built.iterdir()) if built.is_dir() else []
+    files = sorted(built.iterdir()) if built.is_dir() else []
+    names = [file.name for file in files if file.is_file() and os.access(file, os.X_OK)]
     if not names:
         raise HostError("no workload is built", hint="make workloads")
     return ", ".join(names)

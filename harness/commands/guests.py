@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shlex
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from harness import rundir, ui
 from harness.errors import EXIT_OK, UsageError
-from harness.guest.boot import booted, prepare_nvdimms, write_script
+from harness.guest.boot import booted, write_script
 from harness.guest.guest import Guest
 from harness.lab import Lab, Options
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a command in a fresh guest; the exit status is the command's."""
+    if not args.command:
+        raise UsageError("no command", hint="nvh run [OPTIONS] -- COMMAND")
+    files = [_put(word) for word in args.put]
+    if args.dry_run:
+        return _dry_run(args)
+    # One word is a shell line as it stands; several are a command and its arguments.
+    command = args.command[0] if len(args.command) == 1 else shlex.join(args.command)
+    with _opened(args) as guest:
+        for local, remote in files:
+            guest.ssh.put(local, remote, mode=local.stat().st_mode & 0o777)
+        done = guest.ssh.run(
+            command,
+            timeout=args.timeout,
+            on_stdout=_writer(sys.stdout.buffer),
+            on_stderr=_writer(sys.stderr.buffer),
+        )
+        return done.status
+
+
+def shell(args: argparse.Namespace) -> int:
+    """Open a shell in a fresh guest, over SSH."""
+    if args.dry_run:
+        return _dry_run(args)
+    with _opened(args) as guest:
+        for name, space in guest.namespaces.items():
+            print(f"{name}: {space.mode} {space.device}", file=sys.stderr)
+        for name, device in guest.vfio_devices.items():
+            print(f"{name}: {device.address} group {device.group} on vfio-pci", file=sys.stderr)
+        guest.ssh.interactive().shell()
+    return EXIT_OK
 
 
 def _lab(args: argparse.Namespace) -> Lab:
@@ -20,38 +58,30 @@ def _lab(args: argparse.Namespace) -> Lab:
     return lab
 
 
-def dry_run(lab: Lab) -> int:
-    """Print QEMU's arguments as a script instead of starting it."""
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = lab.recipe()
-        nvdimms = prepare_nvdimms(recipe.machine, Path(folder))
-        write_script(recipe, nvdimms, Path(folder) / "qemu.sh")
-        print((Path(folder) / "qemu.sh").read_text(), end="")
-    return EXIT_OK
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run a command in a fresh guest; the exit status is the command's."""
-    if not args.command:
-        raise UsageError("no command", hint="nvh run [OPTIONS] -- COMMAND")
-    files = [_put(word) for word in args.put]
+@contextlib.contextmanager
+def _opened(args: argparse.Namespace) -> Iterator[Guest]:
+    """Boot a guest, with progress until it is up."""
     lab = _lab(args)
     rundir.sweep()
-    with tempfile.TemporaryDirectory(prefix="nvh-") as folder:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nvh-")))
         with ui.progress() as shown:
             lab.say = shown.say
-            if args.dry_run:
-                shown.stop()
-                return dry_run(lab)
-            recipe = lab.recipe()
-            opened = booted(recipe, Path(folder), provisioned=not args.bare, say=shown.say)
-            guest = opened.__enter__()
-        try:
-            for local, remote in files:
-                guest.ssh.put(local, remote, mode=local.stat().st_mode & 0o777)
-            return _stream(guest, args)
-        finally:
-            opened.__exit__(*sys.exc_info())
+            opened = booted(lab.recipe(), folder, provisioned=not args.bare, say=shown.say)
+            guest = stack.enter_context(opened)
+        yield guest
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    """Print QEMU's arguments as a script instead of starting it."""
+    lab = _lab(args)
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "qemu.sh"
+        with ui.progress() as shown:
+            lab.say = shown.say
+            write_script(lab.recipe(), script)
+        print(script.read_text(), end="")
+    return EXIT_OK
 
 
 def _put(word: str) -> tuple[Path, str]:
@@ -59,44 +89,16 @@ def _put(word: str) -> tuple[Path, str]:
     path = Path(local)
     if not path.is_file():
         raise UsageError(f"--put {local}: no such file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UsageError(f"--put {local}: {error.strerror}") from error
     return path, remote or f"/root/{path.name}"
 
 
-def _stream(guest: Guest, args: argparse.Namespace) -> int:
-    def out(chunk: bytes) -> None:
-        sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
+def _writer(stream: BinaryIO) -> Callable[[bytes], None]:
+    def write(chunk: bytes) -> None:
+        stream.write(chunk)
+        stream.flush()
 
-    def err(chunk: bytes) -> None:
-        sys.stderr.buffer.write(chunk)
-        sys.stderr.buffer.flush()
-
-    # One word is a shell line as it stands; several are one command and its arguments, joined as
-    # ssh(1) joins them.
-    command = " ".join(args.command)
-    done = guest.ssh.run(command, timeout=args.timeout, on_stdout=out, on_stderr=err)
-    return done.status
-
-
-def shell(args: argparse.Namespace) -> int:
-    """Open a shell in a fresh guest, over SSH."""
-    lab = _lab(args)
-    rundir.sweep()
-    with tempfile.TemporaryDirectory(prefix="nvh-") as folder:
-        with ui.progress() as shown:
-            lab.say = shown.say
-            if args.dry_run:
-                shown.stop()
-                return dry_run(lab)
-            recipe = lab.recipe()
-            opened = booted(recipe, Path(folder), provisioned=not args.bare, say=shown.say)
-            guest = opened.__enter__()
-        try:
-            for name, space in guest.namespaces.items():
-                print(f"{name}: {space.mode} {space.device}", file=sys.stderr)
-            for name, device in guest.vfio_devices.items():
-                print(f"{name}: {device.address} group {device.group} on vfio-pci", file=sys.stderr)
-            guest.ssh.interactive().shell()
-        finally:
-            opened.__exit__(*sys.exc_info())
-    return EXIT_OK
+    return write

@@ -80,8 +80,8 @@ def image_rm(args: argparse.Namespace) -> int:
     """Remove entries by kind or by the start of their key."""
     store = Lab(Options()).store
     for entry in _matching(args):
-        store.remove(entry)
-        print(f"removed {entry.kind} {entry.key[:12]} ({_megabytes(entry.size)})")
+        done = "removed" if store.remove(entry) else "in use, kept:"
+        print(f"{done} {entry.kind} {entry.key[:12]} ({_megabytes(entry.size)})")
     return EXIT_OK
 
 

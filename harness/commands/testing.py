@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import logging
 import os
-import sys
-import tomllib
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from harness import paths, ui
-from harness.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNTESTABLE, UsageError
+from harness.errors import EXIT_OK, EXIT_USAGE, HarnessError, UsageError
 from harness.guest import template as templates
 from harness.lab import Lab, Options
 from harness.pool import budget
@@ -36,51 +34,92 @@ def test(args: argparse.Namespace) -> int:
     lab = Lab(options)
     with ui.progress() as shown:
         lab.say = shown.say
-        lab.machine  # noqa: B018 - a wrong machine file is told before anything is fetched
-        _check_selection(root, args)
+        # What is asked for wrongly is told before anything is fetched, built or written.
+        workers = _workers(args.n, lab.machine.memory)
+        arguments = _arguments(root, args)
+        _collect(root, args, arguments)
+        if workers > 1:
+            arguments = ["-n", str(workers), "--dist", "worksteal", *arguments]
         if args.dry_run:
-            print(
-                shell_line(
-                    [
-                        "pytest",
-                        *_arguments(root, args, root / "results" / "DRY-RUN", lab.machine.memory),
-                    ]
-                )
-            )
+            folder = root / "results" / "DRY-RUN"
+            print(shell_line(["pytest", f"--nvh-results={folder}", *arguments]))
             return EXIT_OK
         recipe = lab.recipe()
         if args.isolation == "clone" and templates.why_not(recipe.machine) is None:
             with contextlib.suppress(NotMigratable):
                 lab.template(recipe)
     results = ResultsDir.create(Path(args.results) if args.results else root / "results")
-    logging.basicConfig(
-        filename=results.path / "harness.log",
-        level=logging.DEBUG,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    results.start_log()
     print(
         f"kernel {lab.kernel.release} ({lab.kernel.origin}), machine {recipe.machine.name}, "
         f"{lab.accel.name} ({lab.accel.why})\nresults in {_shown(results.path)}",
         flush=True,
     )
-    os.chdir(root)
-    status = pytest.main(_arguments(root, args, results.path, recipe.machine.memory))
-    return _exit_code(int(status), results.path, args.k)
+    with contextlib.chdir(root):
+        status = pytest.main([f"--nvh-results={results.path}", *arguments])
+    return _exit_code(int(status), results.path)
 
 
-def _check_selection(root: Path, args: argparse.Namespace) -> None:
-    """Refuse an expression that selects nothing before anything is built or written."""
-    if not args.k:
-        return
-    words = [str(root / TESTCASES), f"--rootdir={root}", "-p", "no:cacheprovider"]
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        status = pytest.main([*words, "-q", "--collect-only", "-k", args.k])
-    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise UsageError(f"no test matches {args.k!r}", hint="nvh test --list shows them")
+@dataclass
+class _Collected:
+    """What pytest found, noted as its plugin."""
+
+    items: list[pytest.Item] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note the last word on a file that cannot be loaded."""
+        if report.failed:
+            lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
+            why = lines[-1].removeprefix("E ").strip() if lines else "see pytest --collect-only"
+            self.broken.append(f"{report.nodeid}: {why}")
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note the tests that are left after the selection."""
+        self.items = list(session.items)
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Note a user who has had enough; pytest ends in the same way when a file is broken."""
+        self.interrupted = excinfo.type is KeyboardInterrupt
+
+
+def _collect(root: Path, args: argparse.Namespace, arguments: list[str]) -> list[pytest.Item]:
+    """Return the tests that a run with these arguments would run; raise when that is none."""
+    found, said = _Collected(), io.StringIO()
+    with (
+        contextlib.chdir(root),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
+        try:
+            status = pytest.main([*arguments, "--collect-only"], plugins=[found])
+        except ImportError as error:  # of -p PLUGIN
+            raise UsageError(str(error)) from error
+    if found.interrupted:
+        raise KeyboardInterrupt
+    if found.broken:
+        raise HarnessError(f"a testcase cannot be loaded: {found.broken[0]}")
     if status == pytest.ExitCode.USAGE_ERROR:
-        words = [line for line in said.getvalue().splitlines() if line.startswith("ERROR")]
-        raise UsageError(words[0].removeprefix("ERROR: ") if words else f"-k {args.k!r} is wrong")
+        raise UsageError(_complaint(said.getvalue()))
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        where = f" of set {args.set}" if args.set else ""
+        what = f"matches {args.k!r}" if args.k else "is selected"
+        raise UsageError(f"no test{where} {what}", hint="nvh test --list shows them")
+    if status != pytest.ExitCode.OK:
+        last = said.getvalue().strip().splitlines()[-1:] or ["it said nothing"]
+        raise HarnessError(f"pytest cannot collect the testcases: {last[0]}")
+    return found.items
+
+
+def _complaint(said: str) -> str:
+    """Return pytest's word on wrong usage."""
+    lines = [line.removeprefix("ERROR: ") for line in said.splitlines()]
+    for line in lines:
+        if ": error: " in line:  # argparse's, below its usage
+            return f"pytest: {line.partition(': error: ')[2]}"
+    marked = [line.removeprefix("ERROR: ") for line in said.splitlines() if "ERROR: " in line]
+    return marked[0] if marked else f"pytest refuses its arguments: {' '.join(lines)[:300]}"
 
 
 def _workers(asked: str, memory: int) -> int:
@@ -88,9 +127,9 @@ def _workers(asked: str, memory: int) -> int:
 
     Tests wait more than they compute: for transfers, for pins to end, for deadlines.
     """
-    if asked != "auto" and not asked.isdigit():
-        raise UsageError(f"-n {asked}: neither a number nor auto")
-    wanted = 2 * len(os.sched_getaffinity(0)) if asked == "auto" else max(1, int(asked))
+    if asked != "auto" and not (asked.isascii() and asked.isdecimal() and int(asked)):
+        raise UsageError(f"-n {asked}: neither a number from 1 on nor auto")
+    wanted = 2 * len(os.sched_getaffinity(0)) if asked == "auto" else int(asked)
     # Each worker has a guest under test and one that is getting ready.
     possible = max(1, budget(memory) // 2)
     if possible < wanted:
@@ -98,7 +137,8 @@ def _workers(asked: str, memory: int) -> int:
     return min(wanted, possible)
 
 
-def _arguments(root: Path, args: argparse.Namespace, results: Path, memory: int) -> list[str]:
+def _arguments(root: Path, args: argparse.Namespace) -> list[str]:
+    """Return pytest's arguments, but for the results and the number of tests at once."""
     chosen = [
         str(root / TESTCASES),
         f"--rootdir={root}",
@@ -106,7 +146,7 @@ def _arguments(root: Path, args: argparse.Namespace, results: Path, memory: int)
         "-q",
         "--no-header",
         "--tb=short",
-        f"--nvh-results={results}",
+        "--show-capture=stdout",  # the rest is in the test's folder and in harness.log
         f"--nvh-accel={args.accel}",
         f"--nvh-machine={args.machine}",
         f"--nvh-isolation={args.isolation}",
@@ -119,9 +159,6 @@ def _arguments(root: Path, args: argparse.Namespace, results: Path, memory: int)
     selected = _selection(root, args)
     if selected:
         chosen += ["-k", selected]
-    workers = _workers(args.n, memory)
-    if workers > 1:
-        chosen += ["-n", str(workers), "--dist", "worksteal"]
     return [*chosen, *args.pytest_args]
 
 
@@ -130,36 +167,39 @@ def _selection(root: Path, args: argparse.Namespace) -> str:
     if not args.set:
         return args.k or ""
     sets = Table.load(root / TESTCASES / "sets.toml")
-    known = tomllib.loads((root / TESTCASES / "sets.toml").read_text())
+    known = sets.names()
     if args.set not in known:
         raise UsageError(f"no set is called {args.set!r}", hint=f"known: {', '.join(known)}")
     rows = " or ".join(sets.strings(args.set))
     return f"({rows}) and ({args.k})" if args.k else rows
 
 
-def _exit_code(status: int, results: Path, selected: str | None) -> int:
-    from harness.pytest_plugin import verdict_of  # noqa: PLC0415 - loaded by pytest before
+def _exit_code(status: int, results: Path) -> int:
+    from harness.pytest_plugin import exit_code, verdict_of  # noqa: PLC0415 - pytest rewrites it
 
-    if status == pytest.ExitCode.INTERRUPTED:
-        return EXIT_INTERRUPTED
-    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise UsageError(f"no test matches {selected!r}", hint="nvh test --list shows them")
     if status == pytest.ExitCode.USAGE_ERROR:
-        return int(pytest.ExitCode.USAGE_ERROR.value) and 2
-    if status == pytest.ExitCode.INTERNAL_ERROR:
-        return EXIT_UNTESTABLE
-    return verdict_of(results)
+        return EXIT_USAGE
+    return exit_code(status, verdict_of(results))
 
 
 def _list(root: Path, args: argparse.Namespace) -> int:
+    """Show the rows, with their tests, that a run with these options would run."""
     catalogue = Catalogue.load(root / TESTCASES / "catalogue")
+    tests: dict[str, dict[str, None]] = {}
+    for item in _collect(root, args, _arguments(root, args)):
+        row = catalogue.of_test(item.name)
+        if row is not None:
+            tests.setdefault(row.id, {})[item.name.partition("[")[0]] = None
+    chosen = args.k or args.set or args.pytest_args
     for row in sorted(catalogue, key=lambda row: (row.id[0], int(row.id[1:]))):
+        if chosen and row.id not in tests:
+            continue
         print(f"{row.id:4} {row.title}")
         print(f"     source: {'; '.join(row.source)}")
         if row.needs:
             print(f"     needs:  {'; '.join(row.needs)}")
-    if args.k:
-        sys.stdout.flush()
+        for name in tests.get(row.id, ()):
+            print(f"     {name}")
     return EXIT_OK
 
 

@@ -6,13 +6,14 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import process
-from harness.errors import GuestHung, HostError
+from harness import paths, process
+from harness.errors import GuestHung, HarnessError, HostError
 from harness.guest import provision
 from harness.guest.guest import Guest
 from harness.guest.keys import Identity
@@ -108,7 +109,8 @@ def booted(
         initramfs = private / "initramfs"
         nvdimms = prepare_nvdimms(recipe.machine, private)
         write_initramfs(recipe, identity, initramfs)
-        write_script(recipe, nvdimms, folder / "qemu.sh")
+        write_script(recipe, folder / "qemu.sh")
+        up = stack.enter_context(_evidence(folder, alone=recipe.images.modules is None))
         say(f"booting {recipe.images.kernel.release} on machine {recipe.machine.name}")
         begun = time.monotonic()
         vm = stack.enter_context(
@@ -131,7 +133,30 @@ def booted(
         guest.facts["ready_seconds"] = round(ready, 3)
         guest.facts["ssh_seconds"] = round(answered, 3)
         guest.facts["provisioned_seconds"] = round(time.monotonic() - begun, 3)
+        up.append(guest)
         yield guest
+
+
+@contextlib.contextmanager
+def _evidence(folder: Path, *, alone: bool) -> Iterator[list[Guest]]:
+    """Keep what a guest that does not come up left to read, where no run's results are yet.
+
+    The block's list takes the guest when it is up: what happens to it then is not a failed boot.
+    ``alone``: the kernel has no modules, which may be why.
+    """
+    up: list[Guest] = []
+    try:
+        yield up
+    except HarnessError as error:
+        if not up:
+            kept = paths.cache_dir() / "failed-boot"
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("ram", "*.nvdimm"))
+            where = f"see {kept / 'console.log'}"
+            if alone:
+                where = f"the kernel came without modules: give its tree or build these in; {where}"
+            error.hint = f"{error.hint}; {where}" if error.hint else where
+        raise
 
 
 def connect(recipe: Recipe, vm: Vm, identity: Identity, private: Path) -> Guest:
@@ -141,8 +166,7 @@ def connect(recipe: Recipe, vm: Vm, identity: Identity, private: Path) -> Guest:
         said = [line for line in vm.console.text().splitlines() if line.strip()]
         raise GuestHung(
             f"the guest did not boot within {BOOT_DEADLINE * scale:.0f} s; its last line: "
-            + (said[-1][:200] if said else "none, not even the kernel's first"),
-            hint="see console.log",
+            + (said[-1][:200] if said else "none, not even the kernel's first")
         )
     ssh = Ssh(vm.forwarded_port(), identity, check=vm.check)
     return Guest(
@@ -199,19 +223,24 @@ def prepare_nvdimms(machine: Machine, folder: Path) -> dict[str, Path]:
     return files
 
 
-def write_initramfs(recipe: Recipe, identity: Identity, target: Path) -> None:
-    """Append the run's own keys and settings to the initramfs."""
-    settings = {
+def settings() -> str:
+    """Return what the guest's init is told, as lines of sh."""
+    values = {
         "NVH_ADDR": GUEST_ADDRESS,
         "NVH_GATEWAY": GUEST_GATEWAY,
         "NVH_MODULES": " ".join(MODULES),
     }
+    return "".join(f'{key}="{value}"\n' for key, value in values.items())
+
+
+def write_initramfs(recipe: Recipe, identity: Identity, target: Path) -> None:
+    """Append the run's own keys and settings to the initramfs."""
     segment = run_segment(
         {
             "authorized_keys": identity.client_public.encode(),
             "ssh_host_ed25519_key": identity.host_private.encode(),
             "ssh_host_ed25519_key.pub": identity.host_public.encode(),
-            "boot.env": "".join(f'{key}="{value}"\n' for key, value in settings.items()).encode(),
+            "boot.env": settings().encode(),
         }
     )
     try:
@@ -222,21 +251,24 @@ def write_initramfs(recipe: Recipe, identity: Identity, target: Path) -> None:
         raise HostError(f"{target}: {error.strerror}") from error
 
 
-def write_script(recipe: Recipe, nvdimms: dict[str, Path], script: Path) -> None:
+def write_script(recipe: Recipe, script: Path) -> None:
     """Write QEMU's argument vector as a script that boots the same guest on a terminal."""
-    own = {
-        name: Path("/tmp") / f"nvh-{name}.nvdimm" if path.suffix == ".nvdimm" else path  # noqa: S108
-        for name, path in nvdimms.items()
+    nvdimms = {
+        dimm.name: dimm.path or Path(f"{dimm.name}.nvdimm") for dimm in recipe.machine.nvdimms
     }
-    vector = recipe.argv(initramfs=recipe.images.initramfs, nvdimms=own, wiring=None)
+    vector = recipe.argv(initramfs=recipe.images.initramfs, nvdimms=nvdimms, wiring=None)
     made = [
-        f"truncate -s {dimm.size} {own[dimm.name]}\n"
+        f"truncate -s {dimm.size} {nvdimms[dimm.name]}\n"
         for dimm in recipe.machine.nvdimms
         if dimm.path is None
     ]
     script.write_text(
         "#!/bin/sh\n# Boots the guest of this run, with its console on the terminal "
-        "(Ctrl-A X ends it).\n" + "".join(made) + "exec " + _lines(vector) + "\n"
+        '(Ctrl-A X ends it).\nset -e\ncd "$(mktemp -d)"  # for its NVDIMMs\n'
+        + "".join(made)
+        + "exec "
+        + _lines(vector)
+        + "\n"
     )
     script.chmod(0o755)
 

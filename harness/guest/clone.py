@@ -6,11 +6,12 @@ import contextlib
 import logging
 import os
 import secrets
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from harness.errors import GuestHung, GuestLost
+from harness.errors import GuestHung, GuestLost, ImageError
 from harness.guest.boot import RAM, write_script
 from harness.guest.guest import Guest
 from harness.guest.provision import VfioInfo, pci_addresses
@@ -28,19 +29,25 @@ RESUME_DEADLINE = 20.0
 
 
 @contextlib.contextmanager
-def cloned(template: Template, folder: Path) -> Iterator[Guest]:
+def cloned(
+    template: Template, folder: Path, *, started: Callable[[Vm], None] = lambda _: None
+) -> Iterator[Guest]:
     """Run a clone for as long as the block lasts; it is killed without mercy then.
 
-    ``folder`` takes console.log and qemu.stderr.  RAM and NVDIMMs are private mappings of the
-    template's files, which are never written.  Raises LaunchError (QEMU refuses), GuestHung (the
-    guest does not go on) or GuestLost (its devices do not come back, SSH fails).
+    ``folder`` takes console.log and qemu.stderr; ``started`` is told of QEMU as soon as it runs.
+    RAM and NVDIMMs are private mappings of the template's files, which are never written.  Raises
+    LaunchError (QEMU refuses), NotMigratable (it does not take the state in), GuestHung (the guest
+    does not go on) or GuestLost (its devices do not come back, SSH fails).
     """
     recipe = template.recipe
     with contextlib.ExitStack() as stack:
-        state = os.open(template.path / STATE, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            state = os.open(template.path / STATE, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ImageError(f"{template.path} is gone: {error.strerror}") from error
         stack.callback(os.close, state)
         memory = Memory(template.path / RAM, shared=False)
-        write_script(recipe, template.nvdimms, folder / "qemu.sh")
+        write_script(recipe, folder / "qemu.sh")
         begun = time.monotonic()
         vm = stack.enter_context(
             launched(
@@ -55,6 +62,7 @@ def cloned(template: Template, folder: Path) -> Iterator[Guest]:
                 grace=0,
             )
         )
+        started(vm)
         greeted = time.monotonic() - begun
         snapshot.restore(vm, state)
         running = time.monotonic() - begun
@@ -70,7 +78,7 @@ def cloned(template: Template, folder: Path) -> Iterator[Guest]:
             workloads=recipe.workloads,
         )
         stack.callback(guest.ssh.close)
-        guest.facts = dict(template.facts)
+        guest.facts = {k: v for k, v in template.facts.items() if not k.endswith("_seconds")}
         guest.namespaces = dict(template.namespaces)
         guest.installed = dict(template.workloads)
         guest.ssh.connect(30.0 * guest.scale)
@@ -83,6 +91,12 @@ def cloned(template: Template, folder: Path) -> Iterator[Guest]:
         guest.facts["ssh_seconds"] = round(time.monotonic() - begun, 3)
         _await(guest, _plug(vm, [d for d in recipe.machine.pci if d.port and not d.vfio]))
         yield guest
+
+
+def prove(template: Template) -> None:
+    """Start a clone of a template once; raises what keeps it from becoming a guest."""
+    with tempfile.TemporaryDirectory(prefix="nvh-") as folder, cloned(template, Path(folder)):
+        pass
 
 
 def _plug(vm: Vm, devices: Sequence[PciDevice]) -> list[str]:
@@ -126,7 +140,7 @@ def _resumed(guest: Guest, nonce: str) -> dict[str, VfioInfo]:
     try:
         said = guest.run("cat /run/nvh/resumed", timeout=RESUME_DEADLINE).stdout.split()
     except CommandTimeout as error:
-        raise GuestHung("the clone did not go on", hint="see console.log") from error
+        raise GuestHung("the clone did not go on") from error
     if not said or said[0] != nonce:
         raise GuestLost("SSH leads to another guest than the one that was started")
     named = {address: name for name, address in pci_addresses(guest.vm).items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,8 @@ class Guest:
         self._serial: SerialShell | None = None
         #: What broke the guest for good; it is not used again.
         self.broken: HarnessError | None = None
+        #: Takes what workloads print, as they end.
+        self.note: Callable[[str], None] = lambda _: None
 
     @property
     def scale(self) -> float:
@@ -110,9 +112,11 @@ class Guest:
         self.install(name)
         command = shlex.join([f"{WORKLOADS}/{name}", *options])
         try:
+            self.note(f"$ {command}")
             done = self.run(command, timeout=timeout, check=False)
         except CommandTimeout as error:
             raise CommandTimeout(error.message, hint=self.stuck()) from error
+        self.note(done.stdout + done.stderr)
         return ktap.parse(
             shlex.join([name, *options]), done.status, done.stdout, done.stderr, done.seconds
         )
@@ -231,11 +235,13 @@ class Guest:
 
     def dmesg(self, since: str | None = None) -> str:
         """Return the kernel's log, from a mark on; through the serial shell where SSH is dead."""
+        # One that is broken has had its chance to answer.
+        timeout = (5.0 if self.broken else 20.0) * self.scale
         try:
-            text = self.ssh.run("dmesg", timeout=20.0 * self.scale).stdout
+            text = self.ssh.run("dmesg", timeout=timeout).stdout
         except HarnessError:
             try:
-                text = self.serial.run("dmesg", timeout=20.0 * self.scale)[1]
+                text = self.serial.run("dmesg", timeout=timeout)[1]
             except GuestHung:
                 text = self.vm.console.text()
         if since is None or since not in text:

@@ -9,9 +9,8 @@ from typing import Any
 
 from harness.errors import WorkloadError
 
-# Two searches, each linear: output may be megabytes of whatever a guest likes to say.
+# Linear: output may be megabytes of whatever a guest likes to say.
 _STEP = re.compile(r"(not )?ok ([0-9]+)(?: -)?(?![^\s])(.*)")
-_DIRECTIVE = re.compile(r"(?<=\s)# (SKIP|TODO|XFAIL|TIMEOUT|ERROR)\b(.*)")
 _PLAN = re.compile(r"1\.\.(\d+)")
 _FACTS = "# facts "
 
@@ -22,8 +21,6 @@ class Step:
 
     ok: bool
     name: str
-    directive: str | None  # SKIP and the like
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def parse(command: str, status: int, output: str, stderr: str, seconds: float) -
         if line.startswith("Bail out!"):
             raise WorkloadError(f"{command}: {line.removeprefix('Bail out!').strip()}")
         if match := _STEP.fullmatch(line):
-            steps.append(_step(not match[1], match[3]))
+            steps.append(Step(not match[1], match[3].strip()))
         elif match := _PLAN.fullmatch(line):
             planned = int(match[1])
         elif line.startswith(_FACTS):
@@ -71,12 +68,6 @@ def parse(command: str, status: int, output: str, stderr: str, seconds: float) -
     if planned != len(steps):
         raise WorkloadError(f"{command}: {planned} steps planned and {len(steps)} reported")
     return WorkloadResult(command, status, tuple(steps), facts, output, seconds)
-
-
-def _step(ok: bool, text: str) -> Step:
-    if match := _DIRECTIVE.search(text):
-        return Step(ok, text[: match.start()].strip(), match[1], match[2].strip())
-    return Step(ok, text.strip(), None, "")
 
 
 def _facts(command: str, text: str) -> dict[str, Any]:

@@ -161,6 +161,13 @@ def pci_addresses(vm: Vm) -> dict[str, str]:
     return found
 
 
+#: What makes a kernel use the machine's IOMMU.
+_IOMMU_HINT = {
+    "intel": "set CONFIG_INTEL_IOMMU=y and boot with intel_iommu=on",
+    "amd": "set CONFIG_AMD_IOMMU=y",
+    "virtio": "set CONFIG_VIRTIO_IOMMU=y",
+}
+
 _BIND = """
 set -e
 d=/sys/bus/pci/devices/{address}
@@ -198,14 +205,15 @@ def bind_vfio(
             words = done.stderr.strip().splitlines() or ["its driver is not vfio-pci"]
             raise GuestLost(
                 f"{device.name} ({address}) cannot be bound to vfio-pci: {words[-1]}",
-                hint="set CONFIG_VFIO_PCI=m CONFIG_VFIO_IOMMU_TYPE1=m and the vIOMMU's driver",
+                hint="set CONFIG_VFIO_PCI=m CONFIG_VFIO_IOMMU_TYPE1=m; "
+                + _IOMMU_HINT[machine.iommu],
             )
         if device.id is not None and seen["id"] != device.id:
             raise GuestLost(f"{device.name} is {seen['id']} in the guest and not {device.id}")
         if not seen.get("group", "").isdigit() or "iommu" not in seen:
             raise GuestLost(
                 f"{device.name} ({address}) does not sit behind an IOMMU",
-                hint="set CONFIG_INTEL_IOMMU=y and boot with intel_iommu=on",
+                hint=_IOMMU_HINT[machine.iommu],
             )
         bound[device.name] = VfioInfo(
             device.name, address, seen["id"], int(seen["group"]), seen["iommu"], seen["driver"]
@@ -230,7 +238,7 @@ def iommu_facts(machine: Machine, run: Runner) -> dict[str, str]:
     if not any(unit.startswith(prefix) for unit in units):
         raise GuestLost(
             f"the guest's kernel does not use its {machine.iommu} IOMMU",
-            hint="set CONFIG_INTEL_IOMMU=y (or AMD_IOMMU, VIRTIO_IOMMU) in the kernel",
+            hint=_IOMMU_HINT[machine.iommu],
         )
     remap = run("dmesg | grep -m1 -o 'Enabled IRQ remapping in .* mode' || true").stdout.strip()
     return {"iommu": " ".join(units), "iommu_line": words, "irq_remapping": remap or "no"}

@@ -42,6 +42,14 @@ class Result:
     seconds: float
 
 
+class _SinkError(Exception):
+    """The harness's own side of a stream broke, a closed pipe for instance."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class _Capture:
     """One output stream, bounded."""
 
@@ -51,7 +59,10 @@ class _Capture:
 
     def take(self, chunk: bytes) -> None:
         if self._sink is not None:
-            self._sink(chunk)
+            try:
+                self._sink(chunk)
+            except OSError as error:
+                raise _SinkError(error) from error
         self.data += chunk[: max(0, OUTPUT_LIMIT - len(self.data))]
 
     def text(self) -> str:
@@ -160,6 +171,8 @@ class Ssh:
                     channel.shutdown_write()
                 self._drain(channel, out, err, begun + timeout)
                 status = self._status(channel, begun + timeout)
+        except _SinkError as broken:
+            raise broken.error from None
         except TimeoutError as error:
             self._check()
             said = out.text()[-200:].strip()

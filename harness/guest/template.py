@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from harness import process
-from harness.errors import HostError, ImageError
+from harness.errors import ImageError
 from harness.guest import provision
-from harness.guest.boot import RAM, Recipe, booted
+from harness.guest.boot import RAM, Recipe, booted, settings
 from harness.guest.guest import Guest
 from harness.guest.keys import Identity
 from harness.guest.provision import NamespaceInfo
-from harness.images.store import Entry, Store, file_hash, hash_of
+from harness.images.store import Store, file_hash, hash_of, in_use
 from harness.qemu import argv, snapshot
 from harness.qemu.argv import Boot, Memory, Wiring
+from harness.qemu.snapshot import NotMigratable
 from harness.spec import Machine
 
 log = logging.getLogger(__name__)
@@ -30,13 +31,16 @@ log = logging.getLogger(__name__)
 #: Raise it when a template is made in another way from the same inputs.
 _RECIPE = "1"
 KIND = "template"
+#: The kind of what is known not to be migratable; its one file says why.
+REFUSED = "template-refused"
 #: What the templates of a store may take before the longest unused go, in bytes: some twenty.
 ROOM = 4 << 30
 STATE = "state"
 _INFO = "info.json"
+#: Descriptors that keep this process's templates in the store.
+_used: list[int] = []
 #: What a template's boot left to read.
 EVIDENCE = ("console.log", "dmesg", "qemu.sh")
-_WAITING = re.compile(rb"nvh-resume: waiting")
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,17 @@ def nvdimm_file(folder: Path, name: str) -> Path:
 
 
 def why_not(machine: Machine) -> str | None:
-    """Say why a machine cannot be cloned, None when it can."""
+    """Say why a machine cannot be cloned, None when nothing is known against it."""
     if machine.has_host_device:
         return "a device of the host cannot be saved"
     for dimm in machine.nvdimms:
         if dimm.path is not None:
             return f"NVDIMM {dimm.name} has a path of its own, which clones would share"
+        if dimm.kind == "virtio-pmem":
+            # hw/virtio/virtio-pmem.c has no vmsd (QEMU 7.2): its queue would be dead in a clone.
+            return f"NVDIMM {dimm.name} is virtio-pmem, which has no migration state"
+    if any(re.search(r"(file|filename|mem-path)=", word) for word in machine.qemu_args):
+        return "qemu_args name a file of the host, which clones would share"
     return None
 
 
@@ -99,6 +108,8 @@ def key(recipe: Recipe) -> str:
         recipe.machine.digest,
         file_hash(Path(recipe.qemu)),
         _host_cpu() if recipe.accel == "kvm" else "",
+        settings(),
+        " ".join(field.name for field in dataclasses.fields(NamespaceInfo)),
         *vector,
     )
 
@@ -114,39 +125,54 @@ def get(
     recipe: Recipe,
     store: Store,
     *,
+    prove: Callable[[Template], None],
     verify: Sequence[str] = ("*",),
     say: Callable[[str], None] = log.info,
 ) -> Template:
     """Return the template of a recipe, made if it is not there or damaged.
 
-    One process makes it, others wait.  Raises snapshot.NotMigratable, or whatever keeps the guest
-    from booting.
+    One process makes it, others wait.  ``prove`` starts a clone of a new one before it is
+    published.  Raises snapshot.NotMigratable, for good once it has been found out, or whatever
+    keeps the guest from booting.  A template stays in the store while its process lives.
     """
+    identifier = key(recipe)
+    refused = store.find(REFUSED, identifier)
+    if refused is not None:
+        raise NotMigratable((refused.path / "reason").read_text())
 
     def build(target: Path) -> None:
         say(f"making a template of {recipe.images.kernel.release} on {recipe.machine.name}")
         store.gc(ROOM, kind=KIND)
         _build(recipe, target)
+        prove(load(recipe, target))
 
-    return load(recipe, store.get(KIND, key(recipe), build, verify=verify))
+    def refuse(target: Path) -> None:
+        (target / "reason").write_text(reason)
+
+    try:
+        entry = store.get(KIND, identifier, build, verify=verify)
+    except NotMigratable as error:
+        reason = error.message
+        store.get(REFUSED, identifier, refuse)
+        raise
+    _used.append(in_use(entry.path))
+    return load(recipe, entry.path)
 
 
-def load(recipe: Recipe, entry: Entry) -> Template:
+def load(recipe: Recipe, path: Path) -> Template:
     """Read a template's description; ImageError when it is none."""
     try:
-        info = json.loads((entry.path / _INFO).read_text())
+        info = json.loads((path / _INFO).read_text())
         return Template(
             recipe=recipe,
-            path=entry.path,
+            path=path,
             identity=Identity(**info["identity"]),
             facts=info["facts"],
             namespaces={name: NamespaceInfo(**item) for name, item in info["namespaces"].items()},
             workloads=info["workloads"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ImageError(
-            f"{entry.path} is no template: {error}", hint="nvh image rm template"
-        ) from error
+        raise ImageError(f"{path} is no template: {error}", hint="nvh image rm template") from error
 
 
 def _build(recipe: Recipe, target: Path) -> None:
@@ -182,36 +208,24 @@ def prepare(guest: Guest) -> None:
     guest.run("modprobe -a vfio-pci ext4 xfs 2>/dev/null; sync; true", timeout=60.0)
 
 
-#: Has the SSH port start the next sshd now, and waits until that one is warm.
-_WARM = """
-kill -HUP $(cat /run/nvh/door.pid)
-for try in $(seq 600); do
-    [ ! -e /run/nvh/warm ] || exit 0
-    sleep 0.05
-done
-exit 1
+#: Waits until resume has noted the devices' configuration, has the SSH port start the next sshd
+#: and, when that one is warm, stops it until the clone's random generator is reseeded.
+_SETTLE = """
+pid=$(cat /run/nvh/door.pid)
+for try in $(seq 600); do [ ! -p /run/nvh/resumed ] || break; sleep 0.05; done
+kill -HUP $pid
+for try in $(seq 600); do [ ! -e /run/nvh/warm ] || break; sleep 0.05; done
+[ -p /run/nvh/resumed ] && [ -e /run/nvh/warm ] && kill -STOP "$pid"
 """
-#: Shuts the SSH port until the clone's random generator is reseeded; then waits for the clone.
-_RESUME = "kill -STOP $(cat /run/nvh/door.pid); exec /run/nvh/resume {}\n"
 
 
 def _wait_for_resume(guest: Guest) -> None:
     """Leave the guest with an sshd ready and its serial shell waiting for a clone's first line."""
-    guest.run(_WARM)
-    guest.ssh.close()
-    guest.vm.shell.settimeout(30.0)
     addresses = provision.pci_addresses(guest.vm)
     present = [addresses[device.name] for device in guest.machine.pci if not device.port]
-    guest.vm.shell.sendall(_RESUME.format(" ".join(present)).encode())
-    said = b""
-    try:
-        while not _WAITING.search(said):
-            chunk = guest.vm.shell.recv(4096)
-            if not chunk:
-                break
-            said += chunk
-    except TimeoutError as error:
-        raise HostError("the guest's serial shell does not answer") from error
+    guest.vm.shell.sendall(f"exec /run/nvh/resume {' '.join(present)}\n".encode())
+    guest.run(_SETTLE, timeout=90.0)
+    guest.ssh.close()
 
 
 def _keep(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import HostError
+from harness.errors import HostError, UsageError
 
 #: What belongs to a release besides itself: where newer kernels of it are.
 _NO_SECURITY = re.compile(r"(sid|unstable|testing|experimental|.*-backports)\Z")
@@ -46,7 +46,10 @@ def host_release() -> Release:
 
 def mirror(name: str) -> str:
     """Return the mirror of a distribution: ``$NVH_MIRROR``, else its public one."""
-    return os.environ.get("NVH_MIRROR", "").rstrip("/") or _MIRRORS[name]
+    named = os.environ.get("NVH_MIRROR", "").rstrip("/")
+    if named and not re.fullmatch(r"[a-z][a-z0-9+.-]*:/\S+", named):
+        raise UsageError(f"NVH_MIRROR={named} is no URL", hint=f"such as {_MIRRORS[name]}")
+    return named or _MIRRORS[name]
 
 
 def sources(release: Release, *, whole: bool = False) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def prepare(
 
     ``verify`` compares what is there with its hashes, which costs half a second; what is damaged
     is built again.  ``progress`` is told in a line of each thing that takes longer.  Raises
-    ImageError when something cannot be built and KernelError when the kernel lacks drivers.
+    ImageError when something cannot be built and UnfitKernel when the kernel lacks drivers.
     """
     wanted = modules.wanted()
     tree = kernel.modules

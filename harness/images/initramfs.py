@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from harness import paths, process
-from harness.errors import KernelError
+from harness.errors import UnfitKernel
 from harness.images import modules
 
 #: Where per-run files lie in the archive; init moves them to /run/nvh.
@@ -111,7 +111,7 @@ def build(tree: Path | None, names: Iterable[str], target: Path) -> None:
         closure = source.closure(name.removesuffix("?") for name in names)
         missing = [name for name in closure.missing if name in names]  # as spelt: not optional
         if missing:
-            raise KernelError(
+            raise UnfitKernel(
                 f"the kernel lacks {', '.join(missing)}, as module and built in",
                 hint="guest-images/kernel/required.toml lists what a guest needs",
             )

@@ -94,10 +94,18 @@ def _bootstrap(suite: str, target: Path) -> None:
         if status < 0:
             raise ImageError(f"mmdebstrap was ended by signal {-status}", hint="ask again")
         if status != 0 or not (target / IMAGE).is_file():
+            words = said.read_text(errors="replace")
             raise ImageError(
-                f"the root image was not built: {apt.last_error(said.read_text(errors='replace'))}",
-                hint=distribution.MIRROR_HINT,
+                f"the root image was not built: {apt.last_error(words)}", hint=_hint(words)
             )
+
+
+def _hint(said: str) -> str:
+    """Return what to do about mmdebstrap's complaint: mostly it is the network."""
+    if "unable to pick chroot mode automatically" in said:  # no lines in /etc/subuid, /etc/subgid
+        ids = "100000-165535"
+        return f"sudo usermod --add-subuids {ids} --add-subgids {ids} $USER, or run as root"
+    return distribution.MIRROR_HINT
 
 
 def _confined() -> list[str]:

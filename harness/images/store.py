@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import fnmatch
 import hashlib
 import json
@@ -148,6 +149,13 @@ def _data(descriptor: int, size: int) -> Iterator[int]:
             place += _CHUNK
 
 
+def in_use(path: Path) -> int:
+    """Mark an entry's directory as used until the descriptor that is returned is closed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
 class Store:
     """A directory of entries that many processes use at once."""
 
@@ -205,15 +213,30 @@ class Store:
             found += [self.find(kind.name, path.name) for path in self._directories(kind)]
         return sorted((entry for entry in found if entry), key=lambda entry: entry.used)
 
-    def remove(self, entry: Entry) -> None:
-        """Remove an entry; a program that has one of its files open keeps it."""
+    def remove(self, entry: Entry) -> bool:
+        """Remove an entry; False when a running process uses it (see ``in_use``)."""
         doomed = self._aside()
-        with contextlib.suppress(FileNotFoundError):
+        try:
+            descriptor = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             entry.path.rename(doomed)
+        except BlockingIOError:
+            return False
+        except FileNotFoundError:
+            return True
+        finally:
+            os.close(descriptor)
         shutil.rmtree(doomed, ignore_errors=True)
+        return True
 
     def gc(self, limit_bytes: int, *, kind: str | None = None) -> list[Entry]:
-        """Remove the longest unused entries (of a kind) until the rest fits; return what went."""
+        """Remove the longest unused entries (of a kind) until the rest fits; return what went.
+
+        What a running process uses stays, whatever it takes.
+        """
         self.sweep()
         entries = [entry for entry in self.entries() if kind in (None, entry.kind)]
         total = sum(entry.size for entry in entries)
@@ -221,9 +244,9 @@ class Store:
         for entry in entries:
             if total <= limit_bytes:
                 break
-            self.remove(entry)
-            total -= entry.size
-            gone.append(entry)
+            if self.remove(entry):
+                total -= entry.size
+                gone.append(entry)
         return gone
 
     def sweep(self) -> list[Path]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import process
-from harness.errors import HarnessError, HostError
+from harness.errors import HarnessError, HostError, LaunchError
 from harness.qemu import vm
 from harness.qemu.argv import Wiring
 
@@ -51,13 +51,14 @@ def choose(requested: str, *, kernel: Path, digest: str, qemu: str, cache: Path)
 
     ``requested`` is auto, kvm or tcg.  auto boots ``kernel`` under KVM to its first line and
     remembers the answer per host boot, kernel (``digest``) and QEMU.  HostError when kvm was
-    asked for by name and does not work: a runner that was promised KVM is told at once.
+    asked for by name and does not work, now and not only when it was remembered: a runner that
+    was promised KVM is told at once.
     """
     if requested == "tcg":
         return Accel("tcg", "asked for")
     problem = _device_problem()
     if problem is None:
-        problem = _remembered(kernel, digest, qemu, cache)
+        problem = _remembered(kernel, digest, qemu, cache, anew=requested == "kvm")
     if problem is None:
         return Accel("kvm", "it booted the kernel to its first line")
     if requested == "kvm":
@@ -77,7 +78,8 @@ def _device_problem() -> str | None:
     return None
 
 
-def _remembered(kernel: Path, digest: str, qemu: str, cache: Path) -> str | None:
+def _remembered(kernel: Path, digest: str, qemu: str, cache: Path, *, anew: bool) -> str | None:
+    """Return the probe's answer; with ``anew`` a remembered problem is not believed."""
     stat = Path(qemu).stat()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     key = hashlib.sha256(
@@ -85,10 +87,14 @@ def _remembered(kernel: Path, digest: str, qemu: str, cache: Path) -> str | None
     ).hexdigest()
     file = cache / "kvm" / key
     try:
-        return json.loads(file.read_text())["problem"]  # type: ignore[no-any-return]
+        known: str | None = json.loads(file.read_text())["problem"]
+        if known is None or not anew:
+            return known
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    problem = _probe(kernel, qemu)
+    problem, lasting = _probe(kernel, qemu)
+    if not lasting:
+        return problem
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as aside:
@@ -99,8 +105,12 @@ def _remembered(kernel: Path, digest: str, qemu: str, cache: Path) -> str | None
     return problem
 
 
-def _probe(kernel: Path, qemu: str) -> str | None:
-    """Boot the kernel under KVM; return what is wrong, None when it printed its first line."""
+def _probe(kernel: Path, qemu: str) -> tuple[str | None, bool]:
+    """Boot the kernel under KVM; return what is wrong, None when it printed its first line.
+
+    Also whether that lasts: QEMU's refusal and a kernel's silence do, a QEMU that was killed may
+    have met a full host.  HostError when the host lacks what any QEMU needs.
+    """
 
     def argv(wiring: Wiring) -> list[str]:
         return [
@@ -125,8 +135,10 @@ def _probe(kernel: Path, qemu: str) -> str | None:
             vm.launched(argv, folder=Path(folder), grace=0) as probed,
         ):
             if probed.console.wait(_LINUX, timeout=FIRST_LINE, check=probed.check):
-                return None
+                return None, True
+    except HostError:
+        raise
     except HarnessError as error:
-        return f"it does not run here: {error.message[:160]}"
+        return f"it does not run here: {error.message[:160]}", isinstance(error, LaunchError)
     seconds = time.monotonic() - begun
-    return f"under it the kernel printed nothing within {seconds:.0f} s"
+    return f"under it the kernel printed nothing within {seconds:.0f} s", True

@@ -32,7 +32,6 @@ class Console:
         self._total = 0
         self._changed = threading.Condition()
         self._closed = False
-        self.last_output = time.monotonic()
         #: Why the log is incomplete, None while it is not.
         self.log_error: str | None = None
         self._thread = threading.Thread(target=self._drain, name="console", daemon=True)
@@ -66,7 +65,6 @@ class Console:
             self._tail += chunk
             if len(self._tail) > 2 * _TAIL:
                 del self._tail[:-_TAIL]
-            self.last_output = time.monotonic()
             self._changed.notify_all()
 
     def _write(self, log: IO[bytes], chunk: bytes) -> None:

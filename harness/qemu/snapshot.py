@@ -6,7 +6,9 @@ RAM and NVDIMMs lie in files that QEMU maps shared, and migration leaves those o
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -52,7 +54,14 @@ def restore(vm: Vm, descriptor: int) -> None:
     forbids it to start a program that would read one.
     """
     vm.qmp.execute("migrate-set-capabilities", _IGNORE_SHARED)
-    vm.qmp.execute("migrate-incoming", {"uri": f"fd:{descriptor}"})
+    try:
+        vm.qmp.execute("migrate-incoming", {"uri": f"fd:{descriptor}"})
+    except HostError:
+        # A QEMU that does not take the state in ends, perhaps before it has answered.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            vm.child.wait(0.5)
+        if vm.child.poll() is None:
+            raise
     deadline = time.monotonic() + PATIENCE
     while not vm.event("RESUME"):
         if vm.child.poll() is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness import process
-from harness.errors import GuestHung, GuestLost, GuestPanic, GuestReset, HarnessError, LaunchError
+from harness.errors import GuestLost, GuestPanic, GuestReset, HarnessError, LaunchError
 from harness.qemu.argv import Wiring
 from harness.qemu.console import Console
 from harness.qemu.qmp import Qmp, QmpEvent
@@ -115,14 +115,6 @@ class Vm:
             return "it left no message"
         lines = [line for line in text.splitlines() if line.strip()]
         return "; ".join(line.strip() for line in lines[-3:]) if lines else "it left no message"
-
-    def responds(self, timeout: float) -> None:
-        """Prove that QEMU itself runs; GuestHung when its monitor says nothing in time."""
-        try:
-            self.qmp.execute("query-status", timeout=timeout)
-        except HarnessError as error:
-            self.check()
-            raise GuestHung(f"QEMU stalls: {error.message}") from error
 
     def forwarded_port(self) -> int:
         """Return the port on 127.0.0.1 that QEMU forwards to the guest's SSH server."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from junitparser import (
     Error,
     Failure,
     JUnitXml,
-    JUnitXmlError,
     Properties,
     Property,
     Skipped,
@@ -19,7 +18,6 @@ from junitparser import (
     TestSuite,
 )
 
-from harness.errors import HostError
 from harness.report.escape import one_line, xml_safe
 from harness.report.record import EXCERPT_LIMIT, TestRecord
 from harness.report.results import write_atomic
@@ -53,22 +51,6 @@ def write(
 ) -> Path:
     """Write junit.xml, whole or not at all; called after each test."""
     return write_atomic(path, build(records, properties, started=started))
-
-
-def merge(paths: Sequence[Path], out: Path) -> Path:
-    """Write the suites of several junit.xml files into one; HostError names one that is broken."""
-    whole = JUnitXml()
-    for path in paths:
-        try:
-            document = JUnitXml.fromstring(path.read_bytes())
-        except (OSError, SyntaxError, JUnitXmlError) as error:
-            raise HostError(f"{path}: not JUnit: {error}") from error
-        if isinstance(document, TestSuite):
-            whole.add_testsuite(document)
-        else:
-            for suite in document:
-                whole.add_testsuite(suite)
-    return write_atomic(out, _render(whole))
 
 
 def _testcase(record: TestRecord) -> TestCase:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ class TestRecord:
 
     def again(self, options: Sequence[str] = ()) -> str:
         """Return the command that runs this test again; ``options`` are those of the run."""
-        return shlex.join(["nvh", "test", "-k", _selector(self.name), *options])
+        return shlex.join([_program(), "test", "-k", _selector(self.name), *options])
 
     def excerpt(self) -> str:
         """Return the excerpts as one printable text of at most EXCERPT_LIMIT characters."""
@@ -118,6 +120,23 @@ class TestRecord:
             return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise HostError(f"{file}: no test record: {error}") from error
+
+
+def boot_findings(records: Iterable[TestRecord]) -> list[str]:
+    """Return what the kernel complained of while guests booted, each title once."""
+    found: dict[str, None] = {}
+    for record in records:
+        guest = record.facts.get("guest")
+        titles = guest.get("boot_findings") if isinstance(guest, Mapping) else None
+        found.update({one_line(str(title)): None for title in titles or ()})
+    return list(found)
+
+
+def _program() -> str:
+    """Return what to type for nvh: a name that the user's shell finds."""
+    if shutil.which("nvh"):
+        return "nvh"
+    return sys.argv[0] if sys.argv[0].endswith("nvh") else ".venv/bin/nvh"
 
 
 def _word(value: Any) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -60,13 +61,18 @@ class ResultsDir:
             path.mkdir(exist_ok=True)
         return path
 
-    def write(self, name: str, data: str | bytes) -> Path:
-        """Write a file of the run, whole or not at all."""
-        return write_atomic(self.path / name, data)
-
-    def write_json(self, name: str, value: Any) -> Path:
-        """Write a JSON file of the run, whole or not at all."""
-        return write_json(self.path / name, value)
+    def start_log(self) -> None:
+        """Let this process add what it logs to harness.log; any number of processes may."""
+        with _named(self.path / "harness.log"):
+            handler = logging.FileHandler(self.path / "harness.log")
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+        )
+        logging.raiseExceptions = False  # a full disk is told by what cannot do without it
+        logging.getLogger().addHandler(handler)
+        logging.getLogger().setLevel(logging.DEBUG)
+        for noisy in ("paramiko", "invoke", "fabric", "qemu", "asyncio", "filelock"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def write_atomic(path: Path, data: str | bytes) -> Path:

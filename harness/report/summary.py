@@ -9,8 +9,9 @@ from typing import Any
 
 from harness.report.record import TestRecord
 from harness.report.results import write_json
+from harness.verdict import status as verdicts
 from harness.verdict.expectation import plain
-from harness.verdict.status import Status, exit_code
+from harness.verdict.status import Status
 
 FORMAT = 1
 
@@ -29,7 +30,7 @@ def verdict(records: Sequence[TestRecord], *, strict: bool = False) -> int:
     statuses = [Status.DONE if record.known else record.status for record in records]
     if strict and any(record.fixed for record in records):
         statuses.append(Status.FAIL)
-    return exit_code(statuses)
+    return verdicts.exit_code(statuses)
 
 
 def build(
@@ -38,20 +39,21 @@ def build(
     *,
     started: str = "",
     seconds: float | None = None,
+    exit_code: int | None = None,
+    finished: bool = False,
     options: Sequence[str] = (),
-    strict: bool = False,
 ) -> dict[str, Any]:
     """Return the summary.
 
-    ``seconds`` is the run's duration, None while it goes on: a summary with ``"finished": false``
-    is of a run that was killed.
+    ``seconds`` and ``exit_code`` are None while the run goes on.  A summary with ``"finished":
+    false`` is of a run that was killed, or, with an exit code, of one that was cut short.
     """
     return {
         "format": FORMAT,
         "started": started,
-        "finished": seconds is not None,
+        "finished": finished,
         "seconds": None if seconds is None else round(seconds, 3),
-        "exit_code": verdict(records, strict=strict),
+        "exit_code": exit_code,
         "properties": plain(properties),
         "counts": counts(records),
         "tests": [_entry(record, options) for record in records],
@@ -65,8 +67,9 @@ def write(
     *,
     started: str = "",
     seconds: float | None = None,
+    exit_code: int | None = None,
+    finished: bool = False,
     options: Sequence[str] = (),
-    strict: bool = False,
 ) -> Path:
     """Write summary.json, whole or not at all."""
     return write_json(
@@ -76,8 +79,9 @@ def write(
             properties,
             started=started,
             seconds=seconds,
+            exit_code=exit_code,
+            finished=finished,
             options=options,
-            strict=strict,
         ),
     )
 

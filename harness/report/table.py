@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.report.escape import one_line
-from harness.report.record import TestRecord
+from harness.report.record import TestRecord, boot_findings
 from harness.verdict.status import Status
 
 _STYLES = {
@@ -133,6 +133,7 @@ def footer(
     for issue in sorted({issue for record in records for issue in record.fixed}):
         tests = [record.name for record in records if issue in record.fixed]
         lines.append(f"known issue {issue} no longer shows: {', '.join(tests)}")
+    lines += [f"kernel, while booting: {title}" for title in boot_findings(records)]
     total = ", ".join(f"{count} {word}" for word, count in _totals(records).items())
     lines += ["", f"{total or 'no test ran'} in {seconds:.1f} s; results in {_short(results)}"]
     return lines

@@ -58,13 +58,6 @@ class Classifier:
         self._boot: Boot | None = None
         self._panicked = False  # since the last boot
 
-    @property
-    def panicked(self) -> bool:
-        """Whether the kernel that speaks last has panicked, as soon as that is sure."""
-        return self._panicked or any(
-            report.kind is Kind.PANIC and report.confirmed for report in self._open.values()
-        )
-
     def feed(self, data: bytes) -> list[Finding]:
         """Take the next piece of the stream, cut anywhere."""
         if self._skipping:

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +48,6 @@ class Row:
     title: str
     source: tuple[str, ...]  # commits, documents, mails
     needs: tuple[str, ...]  # preconditions, in words
-    modules: tuple[str, ...]  # kernel modules beyond the harness's own set
     right: Mapping[str, Any] = field(hash=False)
     file: Path
 
@@ -69,7 +67,7 @@ class Catalogue:
 
     @classmethod
     def load(cls, directory: Path) -> Catalogue:
-        """Read every ``*.toml`` of a directory; SpecError names file, table and key."""
+        """Read every ``*.toml`` of a directory; SpecError names file, line, table and key."""
         files = sorted(directory.glob("*.toml"))
         if not files:
             raise SpecError(f"{directory}: no catalogue (*.toml) there")
@@ -111,7 +109,7 @@ def row_id(name: str) -> str | None:
 
 def _read(file: Path) -> Iterator[Row]:
     whole = Table.load(file)
-    for name in tomllib.loads(file.read_text(encoding="utf-8")):
+    for name in whole.names():
         if not _ROW_ID.fullmatch(name):
             raise whole.error(name, "is no row's id such as V3")
         table = whole.table(name)
@@ -123,7 +121,6 @@ def _read(file: Path) -> Iterator[Row]:
             title=table.string("title"),
             source=table.strings("source"),
             needs=table.strings("needs"),
-            modules=table.strings("modules"),
             right=MappingProxyType(right),
             file=file,
         )

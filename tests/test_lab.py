@@ -1,0 +1,39 @@
+"""What the lab tells of a kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import lab
+from harness.errors import EXIT_UNTESTABLE, UnfitKernel
+from harness.images.kernel import Kernel
+from harness.images.store import Progress, Store
+from harness.lab import Lab, Options
+
+
+def kernel_of(folder: Path, config: str) -> Kernel:
+    (folder / "config").write_text(config)
+    return Kernel("6.1.0", folder / "bzImage", None, folder / "config", "made", "abc")
+
+
+def test_a_kernel_without_drivers_is_skipped_by_bisect(tmp_path: Path) -> None:
+    machine = Lab(Options()).machine
+    with pytest.raises(UnfitKernel, match="set CONFIG_BLK_DEV_INITRD=y") as caught:
+        lab.check_drivers(kernel_of(tmp_path, ""), machine)
+    assert caught.value.exit_code == EXIT_UNTESTABLE
+
+
+def test_fetching_a_kernel_says_what_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(_: str | None, __: Store, *, progress: Progress) -> Kernel:
+        progress("fetching it")
+        return kernel_of(tmp_path, "")
+
+    said: list[str] = []
+    monkeypatch.setattr(lab, "resolve", resolve)
+    monkeypatch.setattr(lab, "check_drivers", lambda *_: None)
+    assert Lab(Options(), say=said.append).kernel.release == "6.1.0"
+    assert said == ["fetching it"]
