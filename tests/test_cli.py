@@ -343,29 +343,38 @@ def test_bad_usage_of_test_leaves_nothing_behind(nvh: Nvh, words: list[str], tol
     assert told in complaint(nvh("test", *words), 2)
 
 
-@pytest.mark.usefixtures("no_images")
-def test_a_testcase_that_cannot_be_loaded(
-    nvh: Nvh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "tree"
-    shutil.copytree(paths.source_tree() / "testcases", root / "testcases")
+def test_a_testcase_that_cannot_be_loaded(tmp_path: Path) -> None:
+    tree, root = paths.source_tree(), tmp_path / "tree"
+    shutil.copytree(tree / "testcases", root / "testcases")
+    shutil.copytree(tree / "guest-images" / "machines", root / "guest-images" / "machines")
     for name in ("conftest.py", "pyproject.toml"):
-        shutil.copy(paths.source_tree() / name, root)
-    shutil.copytree(
-        paths.source_tree() / "guest-images" / "machines", root / "guest-images/machines"
-    )
+        shutil.copy(tree / name, root)
     (root / "testcases" / "test_v_broken.py").write_text("import nosuchmodule\n")
-    monkeypatch.setattr(paths, "source_tree", lambda: root)
-    line = complaint(nvh("test"), 125)
+    script = (
+        "import pathlib, sys, harness.paths\n"
+        f"harness.paths.source_tree = lambda: pathlib.Path({str(root)!r})\n"
+        "from harness.cli import main\n"
+        "sys.exit(main(['test', '--kernel', '/none']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    line = complaint(Said(done.returncode, done.stdout, done.stderr), 125)
     assert "test_v_broken.py: ModuleNotFoundError: No module named 'nosuchmodule'" in line
+    assert not (root / "results").exists()
 
 
 def test_a_dry_run_of_test_prints_what_would_be_started(nvh: Nvh, tmp_path: Path) -> None:
-    said = nvh("test", "-k", "V3", "--machine", "default", "--dry-run", "--", "-x", "a b")
+    said = nvh("test", "-k", "V3", "--machine", "default", "--dry-run", "--", "-m", "not guest")
     assert said.code == 0
     assert said.out.startswith("pytest ")
     assert " -k V3 " in said.out
-    assert said.out.rstrip().endswith(" -x 'a b'")
+    assert said.out.rstrip().endswith(" -m 'not guest'")
     assert not (tmp_path / "cache" / "store").exists()
     assert not (tmp_path / "results").exists()
 

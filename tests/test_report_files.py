@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,12 @@ from harness.report.escape import one_line, printable, slug, tail, xml_safe
 from harness.report.record import TestRecord
 from harness.report.results import ResultsDir, append, write_atomic
 from harness.verdict.status import Status
+
+
+@pytest.fixture(autouse=True)
+def nvh_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nvh be a command that the user's shell finds."""
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/nvh")
 
 
 def test_two_runs_of_one_second_get_two_directories(tmp_path: Path) -> None:
@@ -90,6 +98,18 @@ def test_record_of_another_format_is_refused(tmp_path: Path) -> None:
 def test_selector_drops_parameters_that_the_expression_grammar_cannot_say() -> None:
     record = TestRecord("t.py::test_l1_pin[a b'c]", Status.PASS, 0)
     assert record.again() == "nvh test -k test_l1_pin"
+
+
+@pytest.mark.parametrize(
+    ("started_as", "typed"),
+    [("/opt/v/bin/nvh", "/opt/v/bin/nvh"), ("/harness/cli.py", ".venv/bin/nvh")],
+)
+def test_the_way_back_is_a_command_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, started_as: str, typed: str
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(sys, "argv", [started_as])
+    assert TestRecord("t.py::test_l1_pin", Status.PASS, 0).again() == f"{typed} test -k test_l1_pin"
 
 
 HOSTILE = [

@@ -2,14 +2,23 @@
 
 import io
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
+
+import pytest
 
 from harness.report import junit, summary, table
 from harness.report.record import EXCERPT_LIMIT, TestRecord
 from harness.verdict.status import Status
 
 PROPERTIES = {"kernel": "6.12.1", "qemu": "7.2", "accel": "tcg", "machine": "default"}
+
+
+@pytest.fixture(autouse=True)
+def nvh_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nvh be a command that the user's shell finds."""
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/nvh")
 
 
 def record(status: Status, name: str = "test_v3_x[ext4]", **extra: object) -> TestRecord:

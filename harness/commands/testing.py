@@ -14,6 +14,7 @@ import pytest
 from harness import paths, ui
 from harness.errors import EXIT_OK, EXIT_USAGE, HarnessError, UsageError
 from harness.guest import template as templates
+from harness.guest.boot import Recipe
 from harness.lab import Lab, Options
 from harness.pool import budget
 from harness.process import shell_line
@@ -45,9 +46,7 @@ def test(args: argparse.Namespace) -> int:
             print(shell_line(["pytest", f"--nvh-results={folder}", *arguments]))
             return EXIT_OK
         recipe = lab.recipe()
-        if args.isolation == "clone" and templates.why_not(recipe.machine) is None:
-            with contextlib.suppress(NotMigratable):
-                lab.template(recipe)
+        booted = None if args.isolation == "boot" else _why_booted(lab, recipe)
     results = ResultsDir.create(Path(args.results) if args.results else root / "results")
     results.start_log()
     print(
@@ -55,9 +54,22 @@ def test(args: argparse.Namespace) -> int:
         f"{lab.accel.name} ({lab.accel.why})\nresults in {_shown(results.path)}",
         flush=True,
     )
+    if booted:
+        print(f"every test boots its guest: {booted}", flush=True)
     with contextlib.chdir(root):
         status = pytest.main([f"--nvh-results={results.path}", *arguments])
     return _exit_code(int(status), results.path)
+
+
+def _why_booted(lab: Lab, recipe: Recipe) -> str | None:
+    """Make the template that most tests' guests come from; say why there is none."""
+    reason = templates.why_not(recipe.machine)
+    if reason is None:
+        try:
+            lab.template(recipe)
+        except NotMigratable as error:
+            reason = error.message
+    return reason
 
 
 @dataclass
@@ -71,9 +83,9 @@ class _Collected:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note the last word on a file that cannot be loaded."""
         if report.failed:
-            lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
-            why = lines[-1].removeprefix("E ").strip() if lines else "see pytest --collect-only"
-            self.broken.append(f"{report.nodeid}: {why}")
+            lines = report.longreprtext.strip().splitlines() or ["pytest does not say why"]
+            errors = [line.removeprefix("E ").strip() for line in lines if line.startswith("E ")]
+            self.broken.append(f"{report.nodeid}: {(errors or lines)[-1]}")
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note the tests that are left after the selection."""

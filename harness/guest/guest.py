@@ -116,7 +116,7 @@ class Guest:
             done = self.run(command, timeout=timeout, check=False)
         except CommandTimeout as error:
             raise CommandTimeout(error.message, hint=self.stuck()) from error
-        self.note(done.stdout + done.stderr)
+        self.note((done.stdout + done.stderr).rstrip())
         return ktap.parse(
             shlex.join([name, *options]), done.status, done.stdout, done.stderr, done.seconds
         )
