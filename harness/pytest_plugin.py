@@ -7,12 +7,10 @@ xdist the workers run tests and write each test's folder; the controller writes 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +18,27 @@ import pytest
 
 from harness import paths
 from harness.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_UNTESTABLE,
     GuestPanic,
     GuestReset,
     HarnessError,
     HostError,
 )
 from harness.guest import CommandTimeout, Guest
-from harness.lab import Lab, Options
+from harness.lab import Lab
 from harness.observe import Observer
 from harness.pool import ISOLATIONS, GuestPool, Wish, guest_pool
-from harness.report import junit, summary, table
-from harness.report.escape import one_line, printable
-from harness.report.record import TestRecord, boot_findings
+from harness.report.escape import printable
+from harness.report.record import TestRecord
 from harness.report.results import ResultsDir, append, write_atomic, write_json
+from harness.run_reporter import RECORD, UNWRITTEN, Reporter
+from harness.run_state import RunState, run_state, worker_id
 from harness.verdict.expectation import Case, Catalogue, Mismatch, NotProven, row_id
-from harness.verdict.known import KnownIssues
 from harness.verdict.status import Status
 
 _ROW = re.compile(r"\b([A-Za-z])(\d{1,3})\b(?!\w)")
 
 
 _SPLAT = "the kernel's log shows a fault"
-#: The user properties of a report that carry, from a worker too, where its record lies and why none
-#: could be written.
-_RECORD, _UNWRITTEN = "nvh-record", "nvh-unwritten"
 
 
 class Splat(AssertionError):
@@ -59,22 +51,6 @@ class ComparedNothing(Exception):
     hint = "every way through a test takes it to a case.expect()"
 
 
-@dataclass
-class _State:
-    """What this process knows of the run."""
-
-    results: ResultsDir
-    lab: Lab
-    catalogue: Catalogue
-    options: list[str]
-    records: list[TestRecord] = field(default_factory=list)
-    started: float = field(default_factory=time.time)
-    properties: dict[str, Any] = field(default_factory=dict)
-    known: KnownIssues = field(default_factory=KnownIssues)
-    strict: bool = False
-
-
-_STATE = pytest.StashKey[_State]()
 _CASE = pytest.StashKey[Case]()
 _OBSERVER = pytest.StashKey[Observer]()
 _BEGUN = pytest.StashKey[float]()
@@ -109,51 +85,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if keyword:
         config.option.keyword = _ROW.sub(lambda match: f"test_{match[0].lower()}_", keyword)
     given = config.getoption("--nvh-results")
-    if given and _worker(config) is not None:
+    if given and worker_id(config) is not None:
         # Without a log the run is still a run; without the directory it ends at its first test.
         with contextlib.suppress(HostError):
             ResultsDir.open(Path(given)).start_log()
-
-
-def _worker(config: pytest.Config) -> str | None:
-    workerinput = getattr(config, "workerinput", None)
-    return None if workerinput is None else str(workerinput["workerid"])
-
-
-def _state(config: pytest.Config) -> _State:
-    """Return this process's state, made when the first testcase needs it."""
-    if _STATE not in config.stash:
-        root = paths.source_tree()
-        given = config.getoption("--nvh-results")
-        if _worker(config) is not None:
-            given = getattr(config, "workerinput", {})["nvh_results"]
-        results = ResultsDir.open(Path(given)) if given else ResultsDir.create(root / "results")
-        options = Options(
-            kernel=config.getoption("--nvh-kernel"),
-            accel=config.getoption("--nvh-accel"),
-            machine=config.getoption("--nvh-machine"),
-            trusted=bool(config.getoption("--nvh-trusted")),
-        )
-        config.stash[_STATE] = _State(
-            results=results,
-            lab=Lab(options),
-            catalogue=Catalogue.load(root / "testcases" / "catalogue"),
-            options=_again(config),
-            known=KnownIssues.load(root / "testcases" / "known-issues.toml"),
-            strict=bool(config.getoption("--nvh-strict")),
-        )
-    return config.stash[_STATE]
-
-
-def _again(config: pytest.Config) -> list[str]:
-    """Return the options with which the run is started again."""
-    words = []
-    defaults = {"kernel": None, "accel": "auto", "machine": "default", "isolation": "clone"}
-    for name, default in defaults.items():
-        given = config.getoption(f"--nvh-{name}")
-        if given != default:
-            words += [f"--{name}", str(given)]
-    return [*words, "--strict"] if config.getoption("--nvh-strict") else words
 
 
 def _is_testcase(item: pytest.Item) -> bool:
@@ -166,14 +101,14 @@ def _is_testcase(item: pytest.Item) -> bool:
 @pytest.fixture(scope="session")
 def lab(request: pytest.FixtureRequest) -> Lab:
     """Kernel, images, machine and accelerator of the run."""
-    return _state(request.config).lab
+    return run_state(request.config).lab
 
 
 @pytest.fixture(scope="session")
 def guests(request: pytest.FixtureRequest) -> Iterator[GuestPool]:
     """Where guests come from."""
-    state = _state(request.config)
-    folder = state.results.path / "guests" / (_worker(request.config) or "main")
+    state = run_state(request.config)
+    folder = state.results.path / "guests" / (worker_id(request.config) or "main")
     folder.mkdir(parents=True)
     with guest_pool(state.lab, folder, evidence=state.results.path) as pool:
         yield pool
@@ -182,7 +117,7 @@ def guests(request: pytest.FixtureRequest) -> Iterator[GuestPool]:
 @pytest.fixture
 def case(request: pytest.FixtureRequest) -> Case:
     """The test's record: expect(), prove(), fact(), skip(), allow()."""
-    row = _state(request.config).catalogue.of_test(request.node.name)
+    row = run_state(request.config).catalogue.of_test(request.node.name)
     if row is None:
         raise pytest.UsageError(f"{request.node.nodeid}: its name carries no row of the catalogue")
     made = Case(row, echo=_echo(request.node))
@@ -208,7 +143,7 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
 
 def _echo(item: pytest.Item) -> Callable[[str], None]:
     """Return what prints a test's words and keeps them at once: this process may be killed."""
-    file = _state(item.config).results.test_dir(item.nodeid) / "output.txt"
+    file = run_state(item.config).results.test_dir(item.nodeid) / "output.txt"
 
     def echo(text: str) -> None:
         shown = printable(text, 1 << 16)
@@ -222,7 +157,7 @@ def _keep_logs(item: pytest.Item, guest: Guest) -> None:
     """Move what a guest of the test's own left into the test's folder."""
     if guest.vm.child.poll() is None:
         return  # a shared guest goes on
-    folder = _state(item.config).results.test_dir(item.nodeid)
+    folder = run_state(item.config).results.test_dir(item.nodeid)
     for file in guest.vm.folder.iterdir():
         target = f"guest-{file.name}" if file.name in {"console.log", "dmesg"} else file.name
         shutil.move(str(file), str(folder / target))
@@ -295,7 +230,7 @@ def pytest_runtest_makereport(
             _complete(report, item, call)
         except HostError as error:
             # Told by the controller; what is raised in here ends pytest with INTERNALERROR.
-            report.user_properties.append((_UNWRITTEN, str(error)))
+            report.user_properties.append((UNWRITTEN, str(error)))
     return report
 
 
@@ -317,14 +252,14 @@ def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInf
             report.longrepr = words
     if call.when == "teardown":
         record = _record(item)
-        folder = _state(item.config).results.test_dir(item.nodeid)
+        folder = run_state(item.config).results.test_dir(item.nodeid)
         record.save(folder)
-        report.user_properties.append((_RECORD, str(folder / "result.json")))
+        report.user_properties.append((RECORD, str(folder / "result.json")))
 
 
 def _known(item: pytest.Item) -> str:
     """Return the id of the known issue that explains a test's failure, splats and all."""
-    state = _state(item.config)
+    state = run_state(item.config)
     _, message, _ = item.stash[_OUTCOME]
     observer = item.stash.get(_OBSERVER, None)
     titles = [finding.title for finding in observer.unexpected] if observer else []
@@ -334,7 +269,7 @@ def _known(item: pytest.Item) -> str:
     return issue.id if issue else ""
 
 
-def _release(state: _State) -> str:
+def _release(state: RunState) -> str:
     """Return the kernel's release; a kernel that cannot be had has none, and no known issue."""
     try:
         return state.lab.kernel.release
@@ -344,7 +279,7 @@ def _release(state: _State) -> str:
 
 def _record(item: pytest.Item) -> TestRecord:
     """Write the test's folder and return its record."""
-    state = _state(item.config)
+    state = run_state(item.config)
     folder = state.results.test_dir(item.nodeid)
     status, message, hint = item.stash.get(_OUTCOME, (Status.PASS, "", ""))
     made = item.stash.get(_CASE, None)
@@ -413,141 +348,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Give xdist's workers the controller's results directory."""
-    node.workerinput["nvh_results"] = str(_state(node.config).results.path)
-
-
-def _crashed(state: _State, report: pytest.TestReport) -> TestRecord:
-    """Return the record of a test whose worker died under it."""
-    folder = state.results.test_dir(report.nodeid)
-    row = state.catalogue.of_test(report.nodeid)
-    output = folder / "output.txt"
-    record = TestRecord(
-        nodeid=report.nodeid,
-        status=Status.MISS,
-        seconds=0.0,
-        row=row.id if row else None,
-        title=row.title if row else "",
-        message=f"the worker died: {one_line(str(report.longrepr))}",
-        hint="harness.log ends with what it did last; was it killed for lack of memory?",
-        excerpts={"output": output.read_text(errors="replace")} if output.exists() else {},
-    )
-    record.save(folder)
-    return record
-
-
-class _Reporter:
-    """Writes the reports after each test; on the controller only."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self._why = ""  # the run was cut short
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a test's record and write the reports anew; a full disk ends the run."""
-        try:
-            died = report.failed and report.when not in ("setup", "call", "teardown")
-            if died and not self._why:  # xdist's report; a worker that Ctrl-C ended is none
-                self._add(_crashed(_state(self._config), report))
-            for name, value in report.user_properties:
-                if name == _RECORD and report.when == "teardown":
-                    self._add(TestRecord.load(Path(str(value))))
-                elif name == _UNWRITTEN:
-                    raise HostError(str(value))
-        except HostError as error:
-            pytest.exit(str(error), returncode=EXIT_UNTESTABLE)
-
-    def _add(self, record: TestRecord) -> None:
-        _state(self._config).records.append(record)
-        self._write()
-
-    def _write(self, status: int | None = None) -> None:
-        """Write the reports; ``status`` is what pytest ended with, None while it goes on."""
-        state = _state(self._config)
-        if not state.properties:
-            with contextlib.suppress(HarnessError):
-                state.properties = dict(state.lab.properties())
-        properties = dict(state.properties)
-        titles = boot_findings(state.records)
-        if titles:
-            properties["boot_findings"] = "; ".join(titles)
-        started = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(state.started))
-        path = state.results.path
-        junit.write(path / "junit.xml", state.records, properties, started=started)
-        verdict = summary.verdict(state.records, strict=state.strict)
-        summary.write(
-            path / "summary.json",
-            state.records,
-            properties,
-            started=started,
-            seconds=None if status is None else time.time() - state.started,
-            exit_code=None if status is None else exit_code(status, verdict),
-            finished=status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED),
-            options=state.options,
-        )
-
-    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Note what cut the run short."""
-        plain = excinfo.type is KeyboardInterrupt
-        why = "interrupted" if plain else one_line(str(excinfo.value), 1000)
-        self._why = self._why or why
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, error: object) -> None:
-        """Note a worker that Ctrl-C reached before it reached this process."""
-        if error == "keyboard-interrupt":
-            self._why = "interrupted"
-
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        """Write the reports for the last time."""
-        if _STATE in self._config.stash:
-            try:
-                self._write(int(exitstatus))
-            except HostError as error:
-                self._why = self._why or str(error)
-        if exitstatus not in set(pytest.ExitCode) - {pytest.ExitCode.INTERNAL_ERROR}:
-            self.pytest_terminal_summary()  # pytest calls it for the others only
-
-    def pytest_terminal_summary(self) -> None:
-        """Print the table, and why there is no more of it."""
-        if _STATE in self._config.stash and _state(self._config).records:
-            state = _state(self._config)
-            print()
-            table.show(
-                state.records,
-                results=state.results.path,
-                seconds=time.time() - state.started,
-                options=state.options,
-            )
-        if self._why:
-            print(f"nvh: {self._why}", flush=True)
+    node.workerinput["nvh_results"] = str(run_state(node.config).results.path)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Register the reporter where reports are written."""
-    if _worker(session.config) is None:
+    if worker_id(session.config) is None:
         plugins = session.config.pluginmanager
-        plugins.register(_Reporter(session.config), "nvh-reporter")
+        plugins.register(Reporter(session.config), "nvh-reporter")
         terminal = plugins.get_plugin("terminalreporter")
         if terminal is not None:
             # Its lines about --full-trace; the reporter says in one what cut the run short.
             terminal._report_keyboardinterrupt = lambda: None
-
-
-def exit_code(status: int, verdict: int) -> int:
-    """Return a run's exit code from pytest's and from the verdict on its records."""
-    if status == pytest.ExitCode.INTERRUPTED:
-        return EXIT_INTERRUPTED
-    if status == pytest.ExitCode.OK:
-        return verdict
-    if status == pytest.ExitCode.TESTS_FAILED and verdict != EXIT_OK:
-        return verdict
-    return EXIT_UNTESTABLE  # with TESTS_FAILED: something failed that has no record
-
-
-def verdict_of(results: Path) -> int:
-    """Return a run's exit code from its summary; 125 when it left none or an unfinished one."""
-    try:
-        return int(json.loads((results / "summary.json").read_text())["exit_code"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return EXIT_UNTESTABLE

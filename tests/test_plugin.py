@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness import paths
-from harness.pytest_plugin import exit_code, verdict_of
+from harness.run_reporter import exit_code, verdict_of
 
 pytest_plugins = ["pytester"]
 

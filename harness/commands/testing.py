@@ -20,6 +20,7 @@ from harness.pool import budget
 from harness.process import shell_line
 from harness.qemu.snapshot import NotMigratable
 from harness.report.results import ResultsDir
+from harness.run_reporter import exit_code, verdict_of
 from harness.toml_table import Table
 from harness.verdict.expectation import Catalogue
 
@@ -187,8 +188,6 @@ def _selection(root: Path, args: argparse.Namespace) -> str:
 
 
 def _exit_code(status: int, results: Path) -> int:
-    from harness.pytest_plugin import exit_code, verdict_of  # noqa: PLC0415 - pytest rewrites it
-
     if status == pytest.ExitCode.USAGE_ERROR:
         return EXIT_USAGE
     return exit_code(status, verdict_of(results))

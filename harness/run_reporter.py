@@ -1,0 +1,146 @@
+"""The reports of a run, written anew after each test, on xdist's controller or the only process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNTESTABLE, HarnessError, HostError
+from harness.report import junit, summary, table
+from harness.report.escape import one_line
+from harness.report.record import TestRecord, boot_findings
+from harness.run_state import STATE, RunState, run_state
+from harness.verdict.status import Status
+
+#: The user properties of a report that carry, from a worker too, where its record lies and why none
+#: could be written.
+RECORD, UNWRITTEN = "nvh-record", "nvh-unwritten"
+
+
+def _crashed(state: RunState, report: pytest.TestReport) -> TestRecord:
+    """Return the record of a test whose worker died under it."""
+    folder = state.results.test_dir(report.nodeid)
+    row = state.catalogue.of_test(report.nodeid)
+    output = folder / "output.txt"
+    record = TestRecord(
+        nodeid=report.nodeid,
+        status=Status.MISS,
+        seconds=0.0,
+        row=row.id if row else None,
+        title=row.title if row else "",
+        message=f"the worker died: {one_line(str(report.longrepr))}",
+        hint="harness.log ends with what it did last; was it killed for lack of memory?",
+        excerpts={"output": output.read_text(errors="replace")} if output.exists() else {},
+    )
+    record.save(folder)
+    return record
+
+
+class Reporter:
+    """Writes the reports after each test; on the controller only."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._why = ""  # the run was cut short
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add a test's record and write the reports anew; a full disk ends the run."""
+        try:
+            died = report.failed and report.when not in ("setup", "call", "teardown")
+            if died and not self._why:  # xdist's report; a worker that Ctrl-C ended is none
+                self._add(_crashed(run_state(self._config), report))
+            for name, value in report.user_properties:
+                if name == RECORD and report.when == "teardown":
+                    self._add(TestRecord.load(Path(str(value))))
+                elif name == UNWRITTEN:
+                    raise HostError(str(value))
+        except HostError as error:
+            pytest.exit(str(error), returncode=EXIT_UNTESTABLE)
+
+    def _add(self, record: TestRecord) -> None:
+        run_state(self._config).records.append(record)
+        self._write()
+
+    def _write(self, status: int | None = None) -> None:
+        """Write the reports; ``status`` is what pytest ended with, None while it goes on."""
+        state = run_state(self._config)
+        if not state.properties:
+            with contextlib.suppress(HarnessError):
+                state.properties = dict(state.lab.properties())
+        properties = dict(state.properties)
+        titles = boot_findings(state.records)
+        if titles:
+            properties["boot_findings"] = "; ".join(titles)
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(state.started))
+        path = state.results.path
+        junit.write(path / "junit.xml", state.records, properties, started=started)
+        verdict = summary.verdict(state.records, strict=state.strict)
+        summary.write(
+            path / "summary.json",
+            state.records,
+            properties,
+            started=started,
+            seconds=None if status is None else time.time() - state.started,
+            exit_code=None if status is None else exit_code(status, verdict),
+            finished=status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED),
+            options=state.options,
+        )
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Note what cut the run short."""
+        plain = excinfo.type is KeyboardInterrupt
+        why = "interrupted" if plain else one_line(str(excinfo.value), 1000)
+        self._why = self._why or why
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, error: object) -> None:
+        """Note a worker that Ctrl-C reached before it reached this process."""
+        if error == "keyboard-interrupt":
+            self._why = "interrupted"
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Write the reports for the last time."""
+        if STATE in self._config.stash:
+            try:
+                self._write(int(exitstatus))
+            except HostError as error:
+                self._why = self._why or str(error)
+        if exitstatus not in set(pytest.ExitCode) - {pytest.ExitCode.INTERNAL_ERROR}:
+            self.pytest_terminal_summary()  # pytest calls it for the others only
+
+    def pytest_terminal_summary(self) -> None:
+        """Print the table, and why there is no more of it."""
+        if STATE in self._config.stash and run_state(self._config).records:
+            state = run_state(self._config)
+            print()
+            table.show(
+                state.records,
+                results=state.results.path,
+                seconds=time.time() - state.started,
+                options=state.options,
+            )
+        if self._why:
+            print(f"nvh: {self._why}", flush=True)
+
+
+def exit_code(status: int, verdict: int) -> int:
+    """Return a run's exit code from pytest's and from the verdict on its records."""
+    if status == pytest.ExitCode.INTERRUPTED:
+        return EXIT_INTERRUPTED
+    if status == pytest.ExitCode.OK:
+        return verdict
+    if status == pytest.ExitCode.TESTS_FAILED and verdict != EXIT_OK:
+        return verdict
+    return EXIT_UNTESTABLE  # with TESTS_FAILED: something failed that has no record
+
+
+def verdict_of(results: Path) -> int:
+    """Return a run's exit code from its summary; 125 when it left none or an unfinished one."""
+    try:
+        return int(json.loads((results / "summary.json").read_text())["exit_code"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return EXIT_UNTESTABLE

@@ -1,0 +1,77 @@
+"""What a process knows of a run of testcases: the same for pytest's hooks and for the reports."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import paths
+from harness.lab import Lab, Options
+from harness.report.record import TestRecord
+from harness.report.results import ResultsDir
+from harness.verdict.expectation import Catalogue
+from harness.verdict.known import KnownIssues
+
+
+@dataclass
+class RunState:
+    """What this process knows of the run."""
+
+    results: ResultsDir
+    lab: Lab
+    catalogue: Catalogue
+    options: list[str]
+    records: list[TestRecord] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+    properties: dict[str, Any] = field(default_factory=dict)
+    known: KnownIssues = field(default_factory=KnownIssues)
+    strict: bool = False
+
+
+STATE = pytest.StashKey[RunState]()
+
+
+def worker_id(config: pytest.Config) -> str | None:
+    """Return the name of the xdist worker that this is, None on the controller or without."""
+    workerinput = getattr(config, "workerinput", None)
+    return None if workerinput is None else str(workerinput["workerid"])
+
+
+def run_state(config: pytest.Config) -> RunState:
+    """Return this process's state, made when the first testcase needs it."""
+    if STATE not in config.stash:
+        root = paths.source_tree()
+        given = config.getoption("--nvh-results")
+        if worker_id(config) is not None:
+            given = getattr(config, "workerinput", {})["nvh_results"]
+        results = ResultsDir.open(Path(given)) if given else ResultsDir.create(root / "results")
+        options = Options(
+            kernel=config.getoption("--nvh-kernel"),
+            accel=config.getoption("--nvh-accel"),
+            machine=config.getoption("--nvh-machine"),
+            trusted=bool(config.getoption("--nvh-trusted")),
+        )
+        config.stash[STATE] = RunState(
+            results=results,
+            lab=Lab(options),
+            catalogue=Catalogue.load(root / "testcases" / "catalogue"),
+            options=_again(config),
+            known=KnownIssues.load(root / "testcases" / "known-issues.toml"),
+            strict=bool(config.getoption("--nvh-strict")),
+        )
+    return config.stash[STATE]
+
+
+def _again(config: pytest.Config) -> list[str]:
+    """Return the options with which the run is started again."""
+    words = []
+    defaults = {"kernel": None, "accel": "auto", "machine": "default", "isolation": "clone"}
+    for name, default in defaults.items():
+        given = config.getoption(f"--nvh-{name}")
+        if given != default:
+            words += [f"--{name}", str(given)]
+    return [*words, "--strict"] if config.getoption("--nvh-strict") else words
