@@ -50,9 +50,11 @@ def test(args: argparse.Namespace) -> int:
         booted = None if args.isolation == "boot" else _why_booted(lab, recipe)
     results = ResultsDir.create(Path(args.results) if args.results else root / "results")
     results.start_log()
+    if ui.terminal.is_terminal:  # the live line that said so is gone
+        print(f"accelerator {lab.accel.name}: {lab.accel.why}")
     print(
         f"kernel {lab.kernel.release} ({lab.kernel.origin}), machine {recipe.machine.name}, "
-        f"{lab.accel.name} ({lab.accel.why})\nresults in {_shown(results.path)}",
+        f"{lab.accel.name}; results in {_shown(results.path)}",
         flush=True,
     )
     if booted:
