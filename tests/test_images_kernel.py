@@ -196,7 +196,7 @@ def package(name: str, version: str, *depends: str) -> Package:
 
 
 def test_no_network_is_an_image_error(store: Store, repository: FakeApt) -> None:
-    repository.complaint = "Could not resolve 'deb.debian.org'"
+    repository.complaint = "Could not resolve 'mirror.example'"
     with pytest.raises(ImageError, match=r"Could not resolve.*NVH_MIRROR"):
         resolve("debian:6.12", store)
     assert store.entries() == []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness.errors import UsageError
+from harness.errors import HostError, UsageError
 from harness.images import distribution, rootfs
 
 MOUNTINFO = """\
@@ -59,7 +60,7 @@ def test_without_subordinate_ids_the_hint_is_not_the_network() -> None:
 @pytest.mark.parametrize("value", ["deb.example.org/debian", "localhost:3142/debian", "http://a b"])
 def test_a_mirror_that_is_no_url(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("NVH_MIRROR", value)
-    with pytest.raises(UsageError, match=r"NVH_MIRROR=.* is no URL \(such as http://deb\."):
+    with pytest.raises(UsageError, match=r"NVH_MIRROR=.* is no URL \(such as http://mirror/"):
         distribution.mirror("debian")
 
 
@@ -67,3 +68,37 @@ def test_a_mirror_that_is_no_url(monkeypatch: pytest.MonkeyPatch, value: str) ->
 def test_a_mirror_of_the_users(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("NVH_MIRROR", value + "/")
     assert distribution.mirror("debian") == value
+
+
+@pytest.fixture
+def host_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An apt-get that knows what the file says, on a bookworm host."""
+    program = tmp_path / "apt-get"
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/targets\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("NVH_MIRROR", raising=False)
+    bookworm = distribution.Release("debian", "bookworm")
+    monkeypatch.setattr(distribution, "host_release", lambda: bookworm)
+    distribution._host_mirrors.cache_clear()
+    yield tmp_path / "targets"
+    distribution._host_mirrors.cache_clear()
+
+
+def test_the_mirror_is_the_one_that_the_hosts_apt_uses(host_apt: Path) -> None:
+    host_apt.write_text(
+        "stable bookworm http://third/debian/\n"
+        "main bookworm http://one/debian/\n"
+        "main bookworm-security http://two/debian-security/\n"
+    )
+    assert distribution.mirror("debian") == "http://one/debian"
+    lines = distribution.sources(distribution.host_release(), whole=True)
+    assert any("http://two/debian-security bookworm-security" in line for line in lines)
+    with pytest.raises(HostError, match="knows no mirror of ubuntu"):
+        distribution.mirror("ubuntu")
+
+
+def test_an_apt_without_sources_is_told(host_apt: Path) -> None:
+    host_apt.write_text("")
+    with pytest.raises(HostError, match="NVH_MIRROR"):
+        distribution.mirror("debian")

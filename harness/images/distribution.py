@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness import process
 from harness.errors import HostError, UsageError
 
 #: What belongs to a release besides itself: where newer kernels of it are.
 _NO_SECURITY = re.compile(r"(sid|unstable|testing|experimental|.*-backports)\Z")
-_MIRRORS = {
-    "debian": "http://deb.debian.org/debian",
-    "ubuntu": "http://archive.ubuntu.com/ubuntu",
-}
 MIRROR_HINT = "check the network and the proxy, or set NVH_MIRROR to a mirror that answers"
 
 
@@ -45,11 +43,50 @@ def host_release() -> Release:
 
 
 def mirror(name: str) -> str:
-    """Return the mirror of a distribution: ``$NVH_MIRROR``, else its public one."""
+    """Return the mirror of a distribution: ``$NVH_MIRROR``, else the one that the host's apt uses.
+
+    Raises HostError when the host's apt knows none of that distribution.
+    """
     named = os.environ.get("NVH_MIRROR", "").rstrip("/")
     if named and not re.fullmatch(r"[a-z][a-z0-9+.-]*:/\S+", named):
-        raise UsageError(f"NVH_MIRROR={named} is no URL", hint=f"such as {_MIRRORS[name]}")
-    return named or _MIRRORS[name]
+        raise UsageError(f"NVH_MIRROR={named} is no URL", hint=f"such as http://mirror/{name}")
+    if named:
+        return named
+    known = _host_mirrors()
+    own = host_release()
+    if own.name == name and own.codename in known:
+        return known[own.codename]
+    raise HostError(
+        f"the host's apt knows no mirror of {name}", hint="set NVH_MIRROR to the URL of one"
+    )
+
+
+def _security_mirror(base: str) -> str:
+    """Return where a distribution's security updates are."""
+    if os.environ.get("NVH_MIRROR"):
+        return f"{base}-security"
+    return _host_mirrors().get(f"{host_release().codename}-security", f"{base}-security")
+
+
+@functools.cache
+def _host_mirrors() -> dict[str, str]:
+    """Return the URL that the host's apt has for each release that it names."""
+    # Third parties name their suites after releases too, but have no component main.
+    said = process.run(
+        [
+            *("apt-get", "indextargets", "--format", "$(COMPONENT) $(RELEASE) $(REPO_URI)"),
+            "Created-By: Packages",
+        ],
+        timeout=30.0,
+        check=False,
+    )
+    found: dict[str, str] = {}
+    for line in said.stdout.splitlines():
+        component, _, rest = line.partition(" ")
+        release, _, url = rest.partition(" ")
+        if component == "main" and url:
+            found.setdefault(release, url.strip().rstrip("/"))
+    return found
 
 
 def sources(release: Release, *, whole: bool = False) -> tuple[str, ...]:
@@ -66,7 +103,7 @@ def sources(release: Release, *, whole: bool = False) -> tuple[str, ...]:
     option = f"deb [signed-by={_keyring('debian-archive-keyring', 'debian-archive-keyring')}]"
     lines = [f"{option} {base} {suite} main"]
     if not _NO_SECURITY.match(suite):
-        lines.append(f"{option} {base}-security {suite}-security main")
+        lines.append(f"{option} {_security_mirror(base)} {suite}-security main")
         if whole:
             lines.append(f"{option} {base} {suite}-updates main")
             lines.append(f"{option} {base} {suite}-backports main")
