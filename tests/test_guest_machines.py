@@ -35,9 +35,10 @@ def test_another_iommu_stands_before_edu(
 
 def dimm(name: str, mode: str, size: int, *, kind: str = "nvdimm", align: str = "2M") -> str:
     label = 2 if kind == "nvdimm" else 0
+    aligned = f'align = "{align}"\n' if mode in {"fsdax", "devdax"} else ""
     return (
         f'[[nvdimm]]\nname = "{name}"\nkind = "{kind}"\nsize = "{size + label}M"\n'
-        f'[nvdimm.namespace]\nmode = "{mode}"\nalign = "{align}"\n'
+        f'[nvdimm.namespace]\nmode = "{mode}"\n{aligned}'
     )
 
 
