@@ -172,7 +172,7 @@ _BIND = """
 set -e
 d=/sys/bus/pci/devices/{address}
 [ -e $d ] || {{ echo "no PCI device {address}" >&2; exit 1; }}
-modprobe vfio-pci 2>/dev/null || modprobe vfio_pci
+modprobe -q vfio-pci || :  # it may be built in; what counts is the driver below
 echo vfio-pci > $d/driver_override
 [ ! -e $d/driver ] || echo {address} > $d/driver/unbind
 echo {address} > /sys/bus/pci/drivers_probe
