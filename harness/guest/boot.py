@@ -15,7 +15,7 @@ from pathlib import Path
 from harness import paths, process
 from harness.errors import GuestHung, HarnessError, HostError
 from harness.guest import provision
-from harness.guest.guest import Guest
+from harness.guest.guest import Guest, deadline_scale
 from harness.guest.keys import Identity
 from harness.guest.ssh import Result, Ssh
 from harness.images.guest import GuestImages
@@ -161,7 +161,7 @@ def _evidence(folder: Path, *, alone: bool) -> Iterator[list[Guest]]:
 
 def connect(recipe: Recipe, vm: Vm, identity: Identity, private: Path) -> Guest:
     """Wait until the guest's SSH server listens; return the guest, not yet logged in."""
-    scale = 3.0 if recipe.accel == "tcg" else 1.0
+    scale = deadline_scale(recipe.accel)
     if vm.console.wait(_READY, timeout=BOOT_DEADLINE * scale, check=vm.check) is None:
         said = [line for line in vm.console.text().splitlines() if line.strip()]
         raise GuestHung(

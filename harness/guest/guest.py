@@ -32,6 +32,11 @@ _STACKS = (
 )
 
 
+def deadline_scale(accel: str) -> float:
+    """Return by how much deadlines stretch: TCG runs guest code some ten times slower than KVM."""
+    return 3.0 if accel == "tcg" else 1.0
+
+
 @dataclass(frozen=True)
 class Mount:
     """A file system mounted in the guest, and what proves that it is DAX."""
@@ -84,8 +89,8 @@ class Guest:
 
     @property
     def scale(self) -> float:
-        """By how much deadlines stretch: TCG runs guest code some ten times slower than KVM."""
-        return 3.0 if self.accel == "tcg" else 1.0
+        """By how much this guest's deadlines stretch."""
+        return deadline_scale(self.accel)
 
     def run(self, command: str, *, timeout: float = 30.0, check: bool = True) -> Result:
         """Run a shell command as root.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -106,12 +107,18 @@ def key(recipe: Recipe) -> str:
         _RECIPE,
         recipe.images.digest,
         recipe.machine.digest,
-        file_hash(Path(recipe.qemu)),
+        _program_hash(recipe.qemu),
         _host_cpu() if recipe.accel == "kvm" else "",
         settings(),
         " ".join(field.name for field in dataclasses.fields(NamespaceInfo)),
         *vector,
     )
+
+
+@functools.cache
+def _program_hash(program: str) -> str:
+    """Return the hash of a program, read once in a process: a key is asked for by every test."""
+    return file_hash(Path(program))
 
 
 def _host_cpu() -> str:
