@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from harness.guest import Guest
 from harness.verdict.expectation import Case
 
-#: How long one transfer takes.  The operation under test must start, and be watched for a
-#: second, well within it, also in a guest under TCG on a busy host.
+#: How long dm-delay holds a transfer back at most: the workload has it end when it has seen enough.
+HELD = 60
+#: How long a transfer of null_blk takes, in seconds: the operation under test must start, and be seen
+#: waiting, well within it, also in a guest under TCG on a busy host.
 SECONDS = 5
 
-# dm-delay holds a transfer back before it reaches the device, so a late read brings late data.
+# The transfer is held back before it reaches the device, so a late read brings late data.
 # There need not be a udev in the guest: dmsetup makes the node itself.
 _DM_DELAY = f"""
 [ -b /dev/mapper/nvh-slow ] && exit 0
 modprobe -q brd rd_nr=1 rd_size=1024
 modprobe -q dm-delay
 [ -b /dev/ram0 ] || exit 1
-DM_DISABLE_UDEV=1 dmsetup create nvh-slow --table "0 2048 delay /dev/ram0 0 {SECONDS * 1000}"
+DM_DISABLE_UDEV=1 dmsetup create nvh-slow --table "0 2048 delay /dev/ram0 0 {HELD * 1000}"
 """
 
 # Its partition table is looked for when it appears, which takes a few of its slow reads.

@@ -85,13 +85,23 @@ void edu_close(struct edu *edu)
 	edu->window = NULL;
 }
 
-void edu_read(struct edu *edu, uint64_t iova, size_t count)
+void edu_blank(struct edu *edu)
 {
 	memset(edu->window, STALE, EDU_WINDOW);
 	transfer(edu, edu->window_iova, EDU_MAX, false);
+}
+
+void edu_fetch(struct edu *edu, uint64_t iova, size_t count)
+{
 	memset(edu->window, (unsigned char)~STALE, EDU_WINDOW);
 	transfer(edu, iova, count, false);
 	transfer(edu, edu->window_iova, count, true);
+}
+
+void edu_read(struct edu *edu, uint64_t iova, size_t count)
+{
+	edu_blank(edu);
+	edu_fetch(edu, iova, count);
 }
 
 void edu_write(struct edu *edu, uint64_t iova, size_t count)

@@ -42,6 +42,11 @@ void edu_close(struct edu *edu);
  * blocked read cannot show what an earlier one brought.  nvh_bail() when the device does not end.
  */
 void edu_read(struct edu *edu, uint64_t iova, size_t count);
+
+/* edu_read() in two: one edu_blank() will do before fetches whose data all differ. */
+void edu_blank(struct edu *edu);
+void edu_fetch(struct edu *edu, uint64_t iova, size_t count);
+
 void edu_write(struct edu *edu, uint64_t iova, size_t count);
 
 #endif

@@ -194,15 +194,24 @@ static void blocks_facts(const char *when)
 		nvh_fact_int(key, st.st_blocks);
 }
 
-static void watch_child(struct watching *watching, double seconds)
+/* An operation that has waited for so long, in seconds, and in so many looks one after the other,
+ * does wait. */
+#define ENOUGH_SECONDS 0.5
+#define ENOUGH_LOOKS 8
+
+/* Watches the operation until it is known to wait, and at most so many seconds. */
+static void watch_child(struct watching *watching, const struct pin *pin, double seconds)
 {
-	double until = nvh_now() + seconds;
+	double until = nvh_now() + seconds, since = 0;
+	int looks = 0;
 
 	while (nvh_now() < until && !fileop_ended(&run.child)) {
 		const char *function;
 		size_t known = strlen(watching->states);
 
-		if (run.pin_count && !pin_holds(&run.pins[0]))
+		if (pin && !pin_holds(pin))
+			break;
+		if (looks >= ENOUGH_LOOKS && nvh_now() >= since + ENOUGH_SECONDS)
 			break;
 		if (!watch_look(run.child.pid, &watching->last))
 			break;
@@ -213,6 +222,10 @@ static void watch_child(struct watching *watching, double seconds)
 		if (function && (watching->last.state == 'S' || watching->last.state == 'D')) {
 			watching->in_break++;
 			snprintf(watching->waits_in, sizeof(watching->waits_in), "%s", function);
+			if (!looks++)
+				since = nvh_now();
+		} else {
+			looks = 0;
 		}
 		nvh_sleep(0.02);
 	}
@@ -261,17 +274,20 @@ static void send_signal(void)
 	nvh_fact_int("killed_by", run.child.reaped && WIFSIGNALED(run.child.status) ? WTERMSIG(run.child.status) : 0);
 }
 
-/* Whether the operation returned before the pin ended.  When an I/O ended is known a little
- * late, by its thread's clock: a tenth of its life is left out of the judgement. */
-static bool returned_before(const struct pin *pin)
+/* Whether the operation returned before the last pin ended.  A device that is told to hurry ends all
+ * its I/O.  When an I/O ended by itself is known a little late, by its thread's clock: a tenth of
+ * its life is left out of the judgement. */
+static bool returned_before_release(void)
 {
+	const struct pin *last = &run.pins[run.pin_count - 1];
+	const struct pin *asked = run.kind == PIN_VMSPLICE ? last : &run.pins[0];
 	double ended = run.child.report->ended_at;
 
 	if (!atomic_load(&run.child.report->done))
 		return false;
-	if (pin->kind == PIN_VMSPLICE)
-		return ended < pin->releasing;
-	return !atomic_load(&pin->finished) || ended < pin->ended - 0.1 * (pin->ended - pin->started);
+	if (asked->releasing > 0)
+		return ended < asked->releasing;
+	return !atomic_load(&last->finished) || ended < last->ended - 0.1 * (last->ended - last->started);
 }
 
 /* Ends the pins one after the other; the operation must outlast all but the last. */
@@ -279,13 +295,14 @@ static void release_pins(void)
 {
 	size_t size = memory_page();
 	char *page = malloc(size), seen[32] = "nothing";
+	struct watching again = {0};
 	bool kept = true;
 
 	for (int i = 0; i < run.pin_count; i++) {
 		int err;
 
 		if (i > 0 && run.kind == PIN_VMSPLICE)
-			fileop_wait(&run.child, run.observe);
+			watch_child(&again, &run.pins[i], run.observe);
 		err = pin_release(&run.pins[i], page, run.end_deadline);
 		nvh_step(!err, "pin of page %d released: %s", run.pin_pages[i], nvh_errname(err));
 		if (run.kind != PIN_VMSPLICE || err)
@@ -371,7 +388,7 @@ static void parse(int argc, char **argv)
 		{"op", &op, NULL, "truncate, punch, collapse, insert, zero, read, write, fsync, unlink, none"},
 		{"op-page", &at, NULL, "where the operation starts (default 0; read and write: the last page)"},
 		{"op-pages", &count, NULL, "how many pages it covers (default all; collapse and insert: half)"},
-		{"observe", &observe, NULL, "seconds to watch while pinned (default 1)"},
+		{"observe", &observe, NULL, "seconds to watch while pinned until it is seen waiting (default 3)"},
 		{"end-deadline", &end_deadline, NULL, "seconds the operation has once the pin is gone (default 20)"},
 		{"munmap", NULL, &run.munmap, "unmap the file between pin and operation"},
 		{"close", NULL, &run.close, "close it too"},
@@ -400,7 +417,7 @@ static void parse(int argc, char **argv)
 	run.op.at = pages_option("op-page", at, elsewhere ? run.pages - 1 : 0, run.pages);
 	run.op.count = pages_option("op-pages", count, half ? run.pages / 2 : run.pages - run.op.at,
 				    run.pages - run.op.at);
-	run.observe = seconds_option("observe", observe, 1);
+	run.observe = seconds_option("observe", observe, 3);
 	run.end_deadline = seconds_option("end-deadline", end_deadline, 20);
 	if (run.touch && run.munmap)
 		nvh_usage("--touch-while-waiting needs the mapping that --munmap removes");
@@ -439,7 +456,7 @@ int main(int argc, char **argv)
 	if (!nvh_step(fileop_start(&run.child, &run.op, run.signal == 0), "%s started",
 		      fileop_kinds[run.op.kind]))
 		return nvh_end();
-	watch_child(&watching, run.observe);
+	watch_child(&watching, run.pin_count ? &run.pins[0] : NULL, run.observe);
 	watching_facts(&watching);
 	blocks_facts("pinned");
 	refs_fact("refs_waiting");
@@ -454,7 +471,7 @@ int main(int argc, char **argv)
 	nvh_step(still_pinned || !run.pin_count, "the pin outlasted the observation");
 	release_pins();
 	if (run.pin_count)
-		nvh_fact_bool("returned_while_pinned", returned_before(&run.pins[run.pin_count - 1]));
+		nvh_fact_bool("returned_while_pinned", returned_before_release());
 	wait_for_end();
 	if (run.refill_path)
 		ballast_check(run.refill_path);

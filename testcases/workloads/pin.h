@@ -1,7 +1,7 @@
 /*
  * Pins on pages of this process that start and end when asked: by vmsplice() into a pipe, which
  * holds the page until it is drained, and by O_DIRECT with a slow block device, which holds it
- * for the device's completion time.
+ * until the device is told to hurry (dm-delay) or its completion time is over.
  */
 #ifndef PIN_H
 #define PIN_H
@@ -25,7 +25,7 @@ struct pin {
 	int extra_before;             /* references beyond those of mappings */
 	bool refs_known;
 	double started, ended; /* nvh_now() around the pin's life; ended is 0 while it lasts */
-	double releasing;      /* vmsplice: when the draining began */
+	double releasing;      /* when its end was asked for; 0 where it ends by itself */
 	/* vmsplice */
 	int pipe_read, pipe_write;
 	/* O_DIRECT */
@@ -50,8 +50,8 @@ bool pin_holds(const struct pin *pin);
 bool pin_refs_restored(const struct pin *pin);
 
 /*
- * Ends a vmsplice pin by draining the pipe into data (size bytes), or waits up to seconds for
- * the I/O to end.  Returns 0 or an errno; ETIMEDOUT when the I/O is still under way.
+ * Ends a vmsplice pin by draining the pipe into data (size bytes); has dm-delay end the I/O that
+ * it holds back, and waits up to seconds until I/O has ended.  Returns 0 or an errno; ETIMEDOUT when the I/O is still under way.
  */
 int pin_release(struct pin *pin, void *data, double seconds);
 
