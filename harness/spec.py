@@ -34,6 +34,7 @@ class Namespace:
     mode: str  # fsdax, devdax, sector or raw
     align: int  # bytes: 4 KiB, 2 MiB or 1 GiB
     map: str  # where struct pages live: "mem" or "dev"
+    filesystem: str = ""  # made on it before the first test, not mounted
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,13 @@ def _namespace(table: Table) -> Namespace:
             raise table.error(key, why, hint="remove the key")
     align = table.size("align", "2M")
     where = table.choice("map", ("mem", "dev"), "mem")
+    filesystem = table.choice("filesystem", ("ext4", "xfs", ""), "")
     table.done()
+    if filesystem and mode != "fsdax":
+        raise table.error("filesystem", f"a {mode} namespace is given none", hint="remove the key")
     if align not in (4096, 2 * MIB, GIB):
         raise table.error("align", f"{format_size(align)} is not 4K, 2M or 1G")
-    return Namespace(mode, align, where)
+    return Namespace(mode, align, where, filesystem)
 
 
 def _check_size(table: Table, dimm: Nvdimm) -> None:

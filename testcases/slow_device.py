@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from harness.guest import Guest
 from harness.verdict.expectation import Case
 
-#: How long dm-delay holds a transfer back at most: the workload has it end when it has seen enough.
+#: How long dm-delay holds a transfer back at most, in seconds: the workload has it end when it has
+#: seen enough.
 HELD = 60
-#: How long a transfer of null_blk takes, in seconds: the operation under test must start, and be seen
-#: waiting, well within it, also in a guest under TCG on a busy host.
+#: How long a transfer of null_blk takes, in seconds: the operation under test must start, and be
+#: seen waiting, well within it, also in a guest under TCG on a busy host.
 SECONDS = 5
 
 # The transfer is held back before it reaches the device, so a late read brings late data.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness import paths, process
 from harness.errors import GuestHung, HarnessError, HostError
-from harness.guest import provision
+from harness.guest import filesystem, provision
 from harness.guest.guest import Guest, deadline_scale
 from harness.guest.keys import Identity
 from harness.guest.ssh import Result, Ssh
@@ -191,7 +191,8 @@ def make_ready(guest: Guest, *, plugged: bool = True) -> None:
     release = run("uname -r").stdout.strip()
     guest.facts["release"] = release
     guest.facts.update(provision.iommu_facts(guest.machine, run))
-    guest.namespaces = provision.create_namespaces(guest.machine, run)
+    made = provision.create_namespaces(guest.machine, run)
+    guest.namespaces = filesystem.make_all(guest.machine, made, run)
     guest.facts["namespaces"] = {
         name: f"{space.mode} {space.device} align {space.align} size {space.size}"
         for name, space in guest.namespaces.items()

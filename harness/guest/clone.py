@@ -16,7 +16,7 @@ from harness.guest.boot import RAM, write_script
 from harness.guest.guest import Guest
 from harness.guest.provision import VfioInfo, pci_addresses
 from harness.guest.ssh import CommandTimeout, Ssh
-from harness.guest.template import STATE, Template
+from harness.guest.template import DMESG, STATE, Template
 from harness.qemu import argv, snapshot
 from harness.qemu.argv import Memory
 from harness.qemu.vm import Vm, launched
@@ -81,6 +81,7 @@ def cloned(
         guest.facts = {k: v for k, v in template.facts.items() if not k.endswith("_seconds")}
         guest.namespaces = dict(template.namespaces)
         guest.installed = dict(template.workloads)
+        guest.log_before = template.path / DMESG
         guest.ssh.connect(30.0 * guest.scale)
         connected = time.monotonic() - begun
         guest.adopt(_resumed(guest, nonce))

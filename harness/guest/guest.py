@@ -6,12 +6,12 @@ import contextlib
 import secrets
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import GuestHung, GuestLost, HarnessError, UsageError, WorkloadError
-from harness.guest import ktap
+from harness.guest import filesystem, ktap
+from harness.guest.filesystem import Mount
 from harness.guest.ktap import WorkloadResult
 from harness.guest.provision import NamespaceInfo, VfioInfo
 from harness.guest.serial_shell import SerialShell
@@ -22,8 +22,6 @@ from harness.spec import Machine
 
 #: Where workloads live in the guest.
 WORKLOADS = "/opt/nvh"
-#: STATX_ATTR_DAX (include/uapi/linux/stat.h, kernel v5.8).
-STATX_ATTR_DAX = 0x0020_0000
 
 _STACKS = (
     "for t in /proc/[0-9]*/task/[0-9]*; do s=$(cut -d')' -f2 $t/stat 2>/dev/null | cut -c2); "
@@ -35,23 +33,6 @@ _STACKS = (
 def deadline_scale(accel: str) -> float:
     """Return by how much deadlines stretch: TCG runs guest code some ten times slower than KVM."""
     return 3.0 if accel == "tcg" else 1.0
-
-
-@dataclass(frozen=True)
-class Mount:
-    """A file system mounted in the guest, and what proves that it is DAX."""
-
-    namespace: NamespaceInfo
-    fstype: str
-    dax: str
-    path: str
-    options: str  # as /proc/mounts shows them
-    attributes: int  # stx_attributes of a fresh regular file on it
-
-    @property
-    def is_dax(self) -> bool:
-        """Whether a fresh regular file on it is a DAX file."""
-        return bool(self.attributes & STATX_ATTR_DAX)
 
 
 class Guest:
@@ -82,8 +63,13 @@ class Guest:
         #: Workloads that are in the guest, each with the sha256 of its binary.
         self.installed: dict[str, str] = {}
         self._serial: SerialShell | None = None
+        #: Namespaces whose file system is no longer as it was made.
+        self._mounted: set[str] = set()
         #: What broke the guest for good; it is not used again.
         self.broken: HarnessError | None = None
+        #: Of a clone: the log of the boot, which the guest itself no longer holds.
+        self.log_before: Path | None = None
+        self._marks = 0
         #: Takes what workloads print, as they end.
         self.note: Callable[[str], None] = lambda _: None
 
@@ -173,32 +159,23 @@ class Guest:
         dax: str | None = "always",
         mkfs: Sequence[str] = (),
     ) -> Iterator[Mount]:
-        """Make a file system, mount it and say what it is; it is unmounted after the block.
+        """Mount a file system, made for this, and say what it is; it is unmounted after the block.
 
-        ``dax`` is the mount option's value (always, never, inode), None for no option.  Whether
-        the mount really is DAX is told by ``is_dax`` from statx(2) on a fresh file: ext4 and xfs
-        mount with a mere warning, or fall back, where DAX is not to be had.
+        ``dax`` is the mount option's value (always, never, inode), None for no option; ``mkfs``
+        takes the place of filesystem.MKFS.  Whether the mount really is DAX is told by ``is_dax``
+        from statx(2) on a fresh file: ext4 and xfs mount with a mere warning, or fall back, where
+        DAX is not to be had.
         """
         path = f"/mnt/{namespace.name}"
-        force = {"ext4": "-qF", "xfs": "-qf"}.get(fstype, "")
-        options = f"-o dax={dax}" if dax else ""
-        device = namespace.device
-        probe = f"{path}/.nvh-probe"
-        done = self.run(
-            f"mkdir -p {path} && modprobe -q {fstype}; "
-            f"mkfs.{fstype} {force} {shlex.join(mkfs)} {device} && "
-            f"mount -t {fstype} {options} {device} {path} && "
-            f"echo x > {probe} && xfs_io -r -c 'statx -r' {probe} && "
-            f"grep ' {path} ' /proc/mounts && rm {probe}",
-            timeout=60.0,
-        )
-        attributes, shown = 0, ""
-        for line in done.stdout.splitlines():
-            if line.startswith("stat.attributes = "):
-                attributes = int(line.split("=")[1], 0)
-            elif f" {path} " in line:
-                shown = line.split()[3]
-        mount = Mount(namespace, fstype, dax or "", path, shown, attributes)
+        command = filesystem.mount_command(fstype, namespace.device, path, dax)
+        # The one that provisioning made is as good as new, once.
+        if mkfs or namespace.filesystem != fstype or namespace.name in self._mounted:
+            make = filesystem.make_command(fstype, namespace.device, mkfs)
+            # modprobe(8) knows of soft dependencies; the kernel's own request comes too late.
+            command = f"modprobe -q {fstype}; {make} >&2 && {command}"
+        self._mounted.add(namespace.name)
+        done = self.run(command, timeout=60.0)
+        mount = filesystem.read_mount(done.stdout, namespace, fstype, path, dax)
         try:
             yield mount
         finally:
@@ -225,10 +202,14 @@ class Guest:
         return self._serial
 
     def mark(self, text: str) -> str:
-        """Write a line of our own into the kernel's log and return its unique token.
+        """Return a token from which on dmesg() gives the kernel's log.
 
-        WARN_ON_ONCE fires once a boot: what an earlier test has spent is armed again.
+        A clone's log begins with the clone: its first mark is the empty token.  Later ones are
+        lines of our own in the log, and what WARN_ON_ONCE has spent is armed again.
         """
+        self._marks += 1
+        if self.log_before is not None and self._marks == 1:
+            return ""
         token = secrets.token_hex(8)
         safe = "".join(c for c in text if c.isalnum() or c in "-_.:[]/ ")[:120]
         self.run(
@@ -239,7 +220,10 @@ class Guest:
         return token
 
     def dmesg(self, since: str | None = None) -> str:
-        """Return the kernel's log, from a mark on; through the serial shell where SSH is dead."""
+        """Return the kernel's log, from a mark on or whole.
+
+        It comes through the serial shell where SSH is dead.
+        """
         # One that is broken has had its chance to answer.
         timeout = (5.0 if self.broken else 20.0) * self.scale
         try:
@@ -249,6 +233,8 @@ class Guest:
                 text = self.serial.run("dmesg", timeout=timeout)[1]
             except GuestHung:
                 text = self.vm.console.text()
-        if since is None or since not in text:
+        if since is None and self.log_before is not None:
+            return self.log_before.read_text(errors="replace") + text
+        if not since or since not in text:
             return text
         return text[text.index("\n", text.index(since)) + 1 :] if "\n" in text else ""

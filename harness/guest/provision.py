@@ -36,6 +36,7 @@ class NamespaceInfo:
     device: str  # /dev/pmem0, /dev/dax1.0
     align: int  # bytes; 0 where the mode has none
     size: int  # usable, in bytes
+    filesystem: str = ""  # what was made on it, and not mounted yet
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""File systems on the guest's namespaces, and what proves that a mount is DAX."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.errors import GuestLost
+from harness.guest.provision import NDCTL_TIMEOUT, NamespaceInfo, Runner
+from harness.spec import Machine
+
+#: STATX_ATTR_DAX (include/uapi/linux/stat.h, kernel v5.8).
+STATX_ATTR_DAX = 0x0020_0000
+
+#: How a file system is made where a test does not say otherwise.
+#: ext4: few inodes, so that no thread is left behind that zeroes their tables for minutes.
+#: xfs: it refuses DAX together with reflink before 6.0, and mkfs.xfs turns reflink on since 5.1.
+MKFS: Mapping[str, tuple[str, ...]] = {
+    "ext4": ("-b", "4096", "-N", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
+    "xfs": ("-m", "reflink=0"),
+}
+_FORCE = {"ext4": "-qF", "xfs": "-qf"}
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A file system mounted in the guest, and what proves that it is DAX."""
+
+    namespace: NamespaceInfo
+    fstype: str
+    dax: str
+    path: str
+    options: str  # as /proc/mounts shows them
+    attributes: int  # stx_attributes of a fresh regular file on it
+
+    @property
+    def is_dax(self) -> bool:
+        """Whether a fresh regular file on it is a DAX file."""
+        return bool(self.attributes & STATX_ATTR_DAX)
+
+
+def make_command(fstype: str, device: str, options: Sequence[str]) -> str:
+    """Return the shell command that makes a file system."""
+    words = options or MKFS.get(fstype, ())
+    return f"mkfs.{fstype} {_FORCE.get(fstype, '')} {shlex.join(words)} {device}"
+
+
+def make_all(
+    machine: Machine, namespaces: Mapping[str, NamespaceInfo], run: Runner
+) -> dict[str, NamespaceInfo]:
+    """Make the machine's file systems and return the namespaces with them.
+
+    Raises GuestLost, with the words of mkfs, when one cannot be made.
+    """
+    made = dict(namespaces)
+    for dimm in machine.nvdimms:
+        fstype = dimm.namespace.filesystem if dimm.namespace else ""
+        if not fstype:
+            continue
+        space = namespaces[dimm.name]
+        done = run(make_command(fstype, space.device, ()), timeout=NDCTL_TIMEOUT, check=False)
+        if done.status != 0:
+            words = done.stderr.strip().splitlines() or ["it said nothing"]
+            raise GuestLost(f"{fstype} could not be made on {dimm.name}: {words[-1]}")
+        made[dimm.name] = dataclasses.replace(space, filesystem=fstype)
+    return made
+
+
+def mount_command(fstype: str, device: str, path: str, dax: str | None) -> str:
+    """Return the command that mounts and proves; ``read_mount`` reads what it says."""
+    return f"/run/nvh/mount {fstype} {device} {path} {shlex.quote(f'dax={dax}' if dax else '')}"
+
+
+def read_mount(
+    said: str, namespace: NamespaceInfo, fstype: str, path: str, dax: str | None
+) -> Mount:
+    """Return the mount that ``mount_command`` has made."""
+    attributes, _, options = said.strip().rpartition("0x")[2].partition("\n")
+    return Mount(namespace, fstype, dax or "", path, options.strip(), int(attributes, 16))
