@@ -89,7 +89,7 @@ def trivial_tests(lab: Lab, base: Path, runs: int, *, ahead: int) -> Figure:
     try:
         for _ in range(runs + 1):
             begun = time.monotonic()
-            with pool.guest(Wish()) as guest:
+            with pool.guest(Wish(), Wish()) as guest:
                 observer = Observer(guest, "trivial")
                 observer.begin()
                 observer.end(())

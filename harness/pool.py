@@ -108,14 +108,17 @@ class GuestPool:
         self._findings: dict[Path, list[str]] = {}
         self._warm: list[_Warm] = []
         self._shared: dict[str, tuple[contextlib.ExitStack, Guest]] = {}
-        self._starter = ThreadPoolExecutor(max_workers=max(ahead, 1), thread_name_prefix="pool")
+        # One more than start ahead: what a test waits for queues behind none of them.
+        self._starter = ThreadPoolExecutor(max_workers=ahead + 1, thread_name_prefix="pool")
         rundir.sweep()
 
     @contextlib.contextmanager
-    def guest(self, wish: Wish) -> Iterator[Guest]:
-        """Hand out a guest for as long as the block lasts."""
-        machine = self._lab.find_machine(wish.machine) if wish.machine else None
-        recipe = self._lab.recipe(machine, append=wish.append)
+    def guest(self, wish: Wish, then: Wish | None = None) -> Iterator[Guest]:
+        """Hand out a guest for as long as the block lasts.
+
+        ``then`` is what will be asked for next: a clone for it is started meanwhile.
+        """
+        recipe = self._recipe(wish)
         if wish.isolation == "shared":
             yield self._shared_guest(recipe)
             return
@@ -128,7 +131,7 @@ class GuestPool:
         try:
             clone = warm.guest.result()
             clone.facts["boot_findings"] = self._boot_findings(template.path)
-            self._refill(template)
+            self._refill(then)
             yield clone
         finally:
             warm.stack.close()
@@ -227,12 +230,21 @@ class GuestPool:
 
         return _Warm(template, folder, stack, vms, self._starter.submit(start))
 
-    def _refill(self, template: Template) -> None:
+    def _refill(self, then: Wish | None) -> None:
+        """Start what comes next, if its template is there; what nobody will ask for goes."""
+        template = None
+        if then is not None and then.isolation == "clone":
+            with contextlib.suppress(HarnessError):  # that test itself will say so
+                template = self._templates.get(templates.key(self._recipe(then)))
         for warm in [warm for warm in self._warm if warm.template != template]:
             self._warm.remove(warm)
             warm.throw_away()
-        while len(self._warm) < self._ahead:
+        while isinstance(template, Template) and len(self._warm) < self._ahead:
             self._warm.append(self._start(template))
+
+    def _recipe(self, wish: Wish) -> Recipe:
+        machine = self._lab.find_machine(wish.machine) if wish.machine else None
+        return self._lab.recipe(machine, append=wish.append)
 
     def _shared_guest(self, recipe: Recipe) -> Guest:
         """Return the recipe's shared guest, another one when it broke."""

@@ -54,6 +54,7 @@ class ComparedNothing(Exception):
 _CASE = pytest.StashKey[Case]()
 _OBSERVER = pytest.StashKey[Observer]()
 _BEGUN = pytest.StashKey[float]()
+_NEXT = pytest.StashKey[pytest.Item | None]()
 _OUTCOME = pytest.StashKey[tuple[Status, str, str]]()
 
 
@@ -132,7 +133,11 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
     It is a fresh clone unless the test is marked otherwise: ``isolation("boot")`` or
     ``isolation("shared")``, ``machine("NAME")``, ``kernel_args("WORD", ...)``.
     """
-    with guests.guest(_wish(request.node, request.config)) as given:
+    following = request.node.stash.get(_NEXT, None)
+    then = None
+    if following is not None and "guest" in getattr(following, "fixturenames", ()):
+        then = _wish(following, request.config)
+    with guests.guest(_wish(request.node, request.config), then) as given:
         observer = Observer(given, request.node.nodeid)
         request.node.stash[_OBSERVER] = observer
         given.note = _echo(request.node)
@@ -320,6 +325,12 @@ def _record(item: pytest.Item) -> TestRecord:
         fixed=tuple(issue.id for issue in expected) if status is Status.PASS else (),
         excerpts=excerpts,
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Note which test comes next: its guest is started while this one runs."""
+    item.stash[_NEXT] = nextitem
 
 
 @pytest.hookimpl(tryfirst=True)

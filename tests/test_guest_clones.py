@@ -173,7 +173,7 @@ def test_the_pool_hands_out_each_clone_once_and_ends_them_all(tcg_lab: Lab, tmp_
     seen = []
     try:
         for _ in range(3):
-            with pool.guest(Wish()) as guest:
+            with pool.guest(Wish(), then=Wish()) as guest:
                 seen.append(guest)
                 guest.run("test ! -e /root/used && touch /root/used")
     finally:
@@ -185,7 +185,7 @@ def test_the_pool_hands_out_each_clone_once_and_ends_them_all(tcg_lab: Lab, tmp_
 
 
 def test_a_warm_clone_that_died_is_not_handed_out(pool: GuestPool) -> None:
-    with pool.guest(Wish()):
+    with pool.guest(Wish(), then=Wish()):
         deadline = time.monotonic() + 60
         while not pool.ready():
             assert time.monotonic() < deadline
