@@ -12,7 +12,7 @@ bin := $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := test
-.PHONY: help setup workloads test check lint unit guest bench clean
+.PHONY: help setup workloads test check lint unit guest bench soak clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -41,6 +41,9 @@ guest: workloads ## the harness's own tests that boot guests
 
 bench: workloads ## measure the harness; medians go to results/bench.json
 	$(bin)/python -m benchmarks
+
+soak: workloads ## run the whole catalogue 20 times and name each verdict that differs
+	@$(bin)/python -m benchmarks.soak $(ARGS)
 
 clean: ## remove what was built here; results and the user's image cache stay
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

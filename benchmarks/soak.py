@@ -1,0 +1,82 @@
+"""Run the whole catalogue again and again, and name each test whose verdict differs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.figures import Figure, lines
+from harness import paths, ui
+from harness.errors import HarnessError
+from harness.report.results import write_json
+
+#: A test and what was said of it, the known issue with it.
+Verdicts = Mapping[str, str]
+
+
+def main() -> int:
+    """Soak; status 1 when a verdict differed between two runs."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
+    parser.add_argument("--runs", type=int, default=20, help="runs of the whole (20)")
+    parser.add_argument("--kernel", metavar="K")
+    parser.add_argument("-k", metavar="EXPR", help="only these tests")
+    parser.add_argument("-n", default="2", help="tests at once (2)")
+    args = parser.parse_args()
+    try:
+        return _soak(args)
+    except HarnessError as error:
+        return ui.complain(error)
+
+
+def _soak(args: argparse.Namespace) -> int:
+    out = paths.source_tree() / "results" / time.strftime("soak-%Y-%m-%d-%H%M%S")
+    command = [sys.executable, "-m", "harness.cli", "test", "-n", args.n, "--results", str(out)]
+    command += ["--kernel", args.kernel] if args.kernel else []
+    command += ["-k", args.k] if args.k else []
+    runs: list[Verdicts] = []
+    seconds: list[float] = []
+    for number in range(1, args.runs + 1):
+        begun = time.monotonic()
+        done = subprocess.run(
+            command, cwd=paths.source_tree(), capture_output=True, text=True, check=False
+        )
+        seconds.append(time.monotonic() - begun)
+        if done.returncode not in (0, 1):
+            raise HarnessError(
+                f"run {number} failed: {(done.stderr or done.stdout).strip()[-300:]}"
+            )
+        runs.append(verdicts(out / "latest" / "summary.json"))
+        flaky = differing(runs)
+        counts = Counter(runs[-1].values())
+        said = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+        print(f"run {number}: {seconds[-1]:.0f} s, {said}; {len(flaky)} differ", flush=True)
+        # After each run: whoever stops the loop keeps what it has shown.
+        write_json(out / "soak.json", {"runs": number, "seconds": seconds, "differing": flaky})
+    for name, seen in flaky.items():
+        print(f"{name}: {', '.join(f'{count} {word}' for word, count in seen.items())}")
+    for line in lines([Figure("the whole catalogue, everything cached", "s", tuple(seconds), 300)]):
+        print(line)
+    return 1 if flaky else 0
+
+
+def verdicts(summary: Path) -> Verdicts:
+    """Return each test's verdict of one run."""
+    tests = json.loads(summary.read_text())["tests"]
+    return {test["test"]: f"{test['status']} {test['known']}".strip() for test in tests}
+
+
+def differing(runs: Sequence[Verdicts]) -> dict[str, dict[str, int]]:
+    """Return the tests that were not judged alike in all runs, with how often they were what."""
+    names = sorted({name for run in runs for name in run})
+    counted = {name: Counter(run.get(name, "not run") for run in runs) for name in names}
+    return {name: dict(seen) for name, seen in counted.items() if len(seen) > 1}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
