@@ -4,18 +4,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "edu.h"
 #include "memory.h"
 #include "nvh.h"
+#include "probe.h"
 #include "refcount.h"
 #include "roundtrip.h"
 #include "uring.h"
@@ -25,9 +24,6 @@
 #define WINDOW_IOVA 0x1000000ULL
 /* What is filled and checked of a larger mapping: hashing 1 GiB takes too long under TCG. */
 #define CHECKED (64UL << 20)
-/* A truncate that has not ended by then waits for a pin. */
-#define TRUNCATE_SECONDS 5.0
-#define PROBES 3
 
 enum { PROT_WORD_NONE, PROT_WORD_R, PROT_WORD_RW };
 enum { TOUCH_NONE, TOUCH_READ, TOUCH_WRITE };
@@ -79,7 +75,7 @@ static const struct nvh_option options[] = {
 static struct source source;
 static struct mapping memory;
 static struct roundtrip trip;
-static uint64_t probe_pfn[PROBES];
+static struct probe probe;
 static bool probe_works;
 
 /* Lets the source hold the CPU's pattern without touching it through the mapping under test. */
@@ -172,30 +168,12 @@ static void touch(int how, int prot)
 /* The reference counts of the first, middle and last page; with fresh the pages are found anew. */
 static void probe_refcounts(const char *key, const void *start, size_t size, bool fresh)
 {
-	long long counts[PROBES];
-	size_t moved = 0;
+	struct probe before = probe;
 
-	if (!probe_works)
+	if (!probe_works || (fresh && !probe_find(&probe, start, size)))
 		return;
-	for (size_t i = 0; i < PROBES; i++) {
-		size_t at = (size - 1) / (PROBES - 1) * i / memory_page() * memory_page();
-		int count;
-
-		if (fresh) {
-			uint64_t pfn;
-
-			if (!refcount_pfn((const char *)start + at, &pfn))
-				return;
-			moved += probe_pfn[i] && probe_pfn[i] != pfn;
-			probe_pfn[i] = pfn;
-		}
-		if (!probe_pfn[i] || !refcount_read_pfn(probe_pfn[i], &count))
-			return;
-		counts[i] = count;
-	}
-	nvh_fact_ints(key, counts, PROBES);
-	if (fresh)
-		nvh_fact_int("pages_moved", (long long)moved);
+	if (probe_fact(&probe, key) && fresh)
+		nvh_fact_int("pages_moved", (long long)probe_moved(&probe, &before));
 }
 
 static void limit_memlock(void)
@@ -213,31 +191,6 @@ static void limit_memlock(void)
 	data[0].permitted &= ~(1U << CAP_IPC_LOCK);
 	if (syscall(SYS_capset, &header, data) < 0)
 		nvh_bail("CAP_IPC_LOCK cannot be dropped: %s", nvh_errname(errno));
-}
-
-/* Truncates in a child, which can be left behind when it waits for a pin that never ends. */
-static void truncate_now(void)
-{
-	double start = nvh_now();
-	int status = 0;
-	pid_t child = fork();
-
-	if (child < 0)
-		nvh_bail("fork: %s", nvh_errname(errno));
-	if (child == 0)
-		_exit(ftruncate(memory.fd, 0) < 0 ? errno : 0);
-	while (waitpid(child, &status, WNOHANG) == 0) {
-		if (nvh_now() - start > TRUNCATE_SECONDS) {
-			nvh_fact_str("truncate", "blocked");
-			nvh_step(true, "truncate: waits for more than %.0f s", TRUNCATE_SECONDS);
-			kill(child, SIGKILL);
-			return;
-		}
-		nvh_sleep(0.002);
-	}
-	nvh_fact_seconds("truncate_seconds", nvh_now() - start);
-	nvh_fact_errno("truncate", WIFEXITED(status) ? WEXITSTATUS(status) : EINTR);
-	nvh_step(true, "truncate: %s", nvh_errname(WIFEXITED(status) ? WEXITSTATUS(status) : EINTR));
 }
 
 /*
@@ -384,7 +337,7 @@ int main(int argc, char **argv)
 		}
 	}
 	if (truncate_test)
-		truncate_now();
+		probe_truncate(memory.fd);
 	if (!err) {
 		begin = nvh_now();
 		err = vfio_unmap(&vfio, iova, lead + size, &unmapped);

@@ -1,0 +1,40 @@
+/* The packet memory (umem) of an AF_XDP socket. */
+#include <errno.h>
+#include <linux/if_xdp.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "memory.h"
+#include "nvh.h"
+#include "pinner.h"
+
+static int xsk = -1;
+
+static bool open_xdp(const char *device, bool write)
+{
+	(void)device;
+	(void)write;
+	xsk = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
+	if (xsk >= 0)
+		return true;
+	if (errno != EAFNOSUPPORT)
+		nvh_bail("socket(AF_XDP): %s", nvh_errname(errno));
+	return pinner_missing("AF_XDP", errno);
+}
+
+static int pin(void *addr, size_t size, bool write)
+{
+	struct xdp_umem_reg umem = {.addr = (uintptr_t)addr, .len = size, .chunk_size = (uint32_t)memory_page()};
+
+	(void)write; /* packets are received into it */
+	return setsockopt(xsk, SOL_XDP, XDP_UMEM_REG, &umem, sizeof(umem)) < 0 ? errno : 0;
+}
+
+/* A socket keeps its umem to its end; the pages are given back by a work queue. */
+static int unpin(void)
+{
+	return close(xsk) < 0 ? errno : 0;
+}
+
+const struct pinner xdp_pinner = {.name = "xdp", .open = open_xdp, .pin = pin, .unpin = unpin};
