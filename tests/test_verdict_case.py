@@ -160,3 +160,49 @@ def test_record_is_json_and_harmless(tmp_path: Path) -> None:
     assert case.allowed == ("DMAR:.*fault",)
     assert all("\x1b" not in line and "\n" not in line for line in lines)
     assert max(map(len, lines)) < 1000
+
+
+BY_RELEASE = """
+[P1]
+title = "a pin"
+source = ["commit 34ed8d0dcd69 (v6.5)"]
+needs = []
+[P1.right]
+plain = "OK"
+[P1.right.map]
+"<6.5" = "EOPNOTSUPP"
+">=6.5" = "EFAULT"
+[P1.right.gap]
+"<6.1" = "OK"
+">6.1" = "OK"
+[P1.right.bad]
+"6.5" = "OK"
+"""
+
+
+@pytest.mark.parametrize(
+    ("release", "right"),
+    [
+        ("6.1.192-2-amd64", "EOPNOTSUPP"),
+        ("6.4.16", "EOPNOTSUPP"),
+        ("6.5-rc1", "EFAULT"),
+        ("6.12.117+deb12-amd64", "EFAULT"),
+        ("7.2.13+deb14-amd64", "EFAULT"),
+    ],
+)
+def test_what_is_right_on_a_release(tmp_path: Path, release: str, right: str) -> None:
+    assert load(tmp_path, BY_RELEASE)["P1"].expected_on("map", release) == right
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("plain", r"\[P1.right.plain\]: is no table of conditions"),
+        ("gap", r"\[P1.right.gap\]: 0 conditions hold for 6.1.2, not one"),
+        ("bad", r"\[P1.right.bad\] '6.5': is not a condition"),
+        ("none", r"\[P1.right\] none: is missing"),
+    ],
+)
+def test_conditions_that_do_not_tell(tmp_path: Path, key: str, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        load(tmp_path, BY_RELEASE)["P1"].expected_on(key, "6.1.2")

@@ -1,0 +1,117 @@
+"""Long-term pins by other parts of the kernel than VFIO: made ready, asked for, and judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.guest import Guest
+from harness.verdict.expectation import Case
+from testcases.vfio_steps import prove_oracle, references_left
+
+# There need not be a udev in the guest: devtmpfs makes the nodes.  Each prints what longpin's
+# --device is to be, or nothing.
+_RDMA = """
+modprobe -qa rdma_rxe ib_uverbs
+for interface in /sys/class/net/*/device; do interface=${interface%/device}; break; done
+[ -d /sys/class/infiniband/nvh-rxe ] ||
+    rdma link add nvh-rxe type rxe netdev ${interface##*/} 2>/dev/null
+for name in /sys/class/infiniband_verbs/uverbs*; do
+    [ "$(cat $name/ibdev 2>/dev/null)" = nvh-rxe ] && echo /dev/infiniband/${name##*/}
+done
+true
+"""
+_VIVID = "modprobe -q vivid n_devs=1 node_types=0x101 multiplanar=1 allocators=0; true"
+# 2 keeps even root out; what a distribution has set is not what a row is about.
+_IO_URING = "echo 0 2>/dev/null > /proc/sys/kernel/io_uring_disabled; true"
+
+
+@dataclass(frozen=True)
+class Pinner:
+    """A part of the kernel that pins: its name in longpin, what makes it ready, how to get it."""
+
+    name: str
+    prepare: str
+    enable: str
+    reads: bool = False  # it can pin for reading only
+
+
+IO_URING = Pinner("io_uring", _IO_URING, "set CONFIG_IO_URING=y")
+RDMA = Pinner(
+    "rdma", _RDMA, "set CONFIG_RDMA_RXE=m CONFIG_INFINIBAND_USER_ACCESS=m (no cloud flavour)", True
+)
+XDP = Pinner("xdp", "modprobe -q af_xdp; true", "set CONFIG_XDP_SOCKETS=y")
+VIVID = Pinner("vivid", _VIVID, "set CONFIG_VIDEO_VIVID=m (no cloud flavour)", True)
+_GUP_ENABLE = "set CONFIG_GUP_TEST=y CONFIG_DEBUG_FS=y (v5.11; pins that last: v6.2)"
+GUP = Pinner("gup_test", "true", _GUP_ENABLE, True)
+GUP_FAST = Pinner("gup_test-fast", "true", _GUP_ENABLE, True)
+GUP_ONCE = Pinner("gup_test-once", "true", _GUP_ENABLE, True)
+
+#: What is tried on a DAX file: how it is mapped and touched before it is to be pinned.  A page that
+#: is in the page table takes the fast way through mm/gup.c, one that is not the slow one.
+FSDAX = {
+    "shared": ("", ()),
+    "shared, untouched": ("", ("--touch", "none")),
+    "private, read": (":private", ("--touch", "read")),
+    "private, untouched": (":private", ("--touch", "none")),
+}
+#: As FSDAX, for pinners that can pin for reading: there nothing asks for a write fault.
+FSDAX_READ = {
+    "shared, for reading": ("", ("--access", "r")),
+    "read-only, for reading": ("", ("--access", "r", "--prot", "r", "--touch", "read")),
+    "private, for reading": (":private", ("--access", "r", "--prot", "r", "--touch", "read")),
+}
+
+
+class Pins:
+    """A pinner that is ready in a guest, for one test."""
+
+    def __init__(self, guest: Guest, case: Case, pinner: Pinner) -> None:
+        self.guest = guest
+        self.case = case
+        self.pinner = pinner
+        self._device = guest.run(pinner.prepare, timeout=60.0).stdout.strip()
+
+    def observe(self, *options: str) -> dict[str, Any]:
+        """Ask for a pin and return what came of it; SKIP where the kernel has no such pinner."""
+        device = ("--device", self._device) if self._device else ()
+        options = ("--pinner", self.pinner.name, *device, *options)
+        done = self.guest.workload("longpin", *options)
+        self.case.fact(done.command, done.facts)
+        if "missing" in done.facts:
+            missing = f"{done.facts['missing']}: {done.facts['missing_why']}"
+            self.case.skip(f"the kernel has no such pinner ({missing})", enable=self.pinner.enable)
+        self.case.prove("the workload took all its steps", done.ok, seen=done.failed)
+        return done.facts
+
+    def prove_working(self) -> None:
+        """Prove that the pinner takes what it must take: a refusal means something only then."""
+        seen = self.observe()
+        self.case.prove(f"{self.pinner.name} pins anonymous memory", seen["pin"] == "OK")
+
+    def expect_taken(self, what: str, *options: str, right: str = "OK") -> None:
+        """Expect a pin: seen in the reference counts while it lasts, and given back after."""
+        self.judge(what, self.observe(*options), right)
+
+    def expect_fsdax_refused(self, path: str, right: str) -> None:
+        """Expect that no mapping of a DAX file is pinned, and that the file is free at once."""
+        self.prove_working()
+        for what, (how, options) in (FSDAX | (FSDAX_READ if self.pinner.reads else {})).items():
+            seen = self.observe("--source", f"file:{path}{how}", "--truncate", *options)
+            self.case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
+            self.judge(f"fsdax {what}", seen, right)
+
+    def judge(self, what: str, seen: dict[str, Any], right: str) -> None:
+        """Compare an answer, and what is left of the pin when all is over."""
+        self.case.expect(what, seen["pin"], right=right)
+        if right == "OK" and "unpin" in seen:
+            prove_oracle(self.case, seen)
+            pairs = zip(seen["refs_before"], seen["refs_pinned"], strict=True)
+            self.case.expect("pages pinned", all(now > then for then, now in pairs), right=True)
+            self.case.expect("unpin", seen["unpin"])
+        if "refs_before" in seen:
+            self.case.expect("references_left", references_left(seen))
+        left = seen["pinned_after_kib"] - seen["pinned_before_kib"]
+        self.case.expect("pinned memory accounted (KiB)", left, right=0)
+        if "truncate" in seen:
+            self.case.expect("truncate", seen["truncate"])

@@ -1,0 +1,161 @@
+"""P1-P5: long-term pins by io_uring, RDMA, AF_XDP, V4L2 and gup_test."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.guest import Guest
+from harness.verdict.expectation import Case
+from testcases.filesystems import NAMES, dax_mount, page_cache_mount
+from testcases.pinners import (
+    GUP,
+    GUP_FAST,
+    GUP_ONCE,
+    IO_URING,
+    RDMA,
+    VIVID,
+    XDP,
+    Pinner,
+    Pins,
+)
+
+every_fs = pytest.mark.parametrize("fs", NAMES)
+touched = pytest.mark.parametrize("touch", ["none", "write"], ids=["untouched", "touched"])
+
+
+def _devdax(guest: Guest) -> tuple[str, ...]:
+    return ("--source", f"dax:{guest.namespace('devdax2m').device}")
+
+
+def test_p1_anonymous_memory(guest: Guest, case: Case) -> None:
+    """A buffer is pinned while it is registered, and no longer."""
+    Pins(guest, case, IO_URING).expect_taken("anonymous", right=case.row.expected("anonymous"))
+
+
+@every_fs
+def test_p1_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
+    """No registered buffer on a file's DAX pages, and the file can be truncated right away."""
+    with dax_mount(guest, case, fs) as mount:
+        pins = Pins(guest, case, IO_URING)
+        pins.expect_fsdax_refused(f"{mount.path}/file", case.row.expected("fsdax"))
+
+
+@every_fs
+def test_p1_private_copy(guest: Guest, case: Case, fs: str) -> None:
+    """Private pages after copy-on-write: what is pinned, if anything, is not the file's."""
+    right = case.row.expected_on("private_copy", guest.facts["release"])
+    with dax_mount(guest, case, fs) as mount:
+        pins = Pins(guest, case, IO_URING)
+        pins.prove_working()
+        seen = pins.observe("--source", f"file:{mount.path}/file:private", "--truncate")
+        case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
+        case.prove("the file kept its data", seen["file_kept"] is True)
+        case.prove(
+            "the pages are copies",
+            seen.get("pages_copied", 0) > 0,
+            seen=seen.get("pages_copied", ""),
+            enable="set CONFIG_PROC_PAGE_MONITOR=y",
+        )
+        pins.judge("private_copy", seen, right)
+
+
+@touched
+def test_p1_devdax(guest: Guest, case: Case, touch: str) -> None:
+    """Devdax pages are fit for long-term pins; the io_uring of old takes no files at all."""
+    right = case.row.expected_on("devdax", guest.facts["release"])
+    pins = Pins(guest, case, IO_URING)
+    pins.prove_working()
+    pins.expect_taken("devdax", *_devdax(guest), "--touch", touch, right=right)
+
+
+@touched
+def test_p1_page_cache(guest: Guest, case: Case, touch: str) -> None:
+    """A shared file of ext4 without DAX, which writeback would not see written to."""
+    right = case.row.expected_on("page_cache", guest.facts["release"])
+    with page_cache_mount(guest, "ext4") as mount:
+        case.prove("the file is not DAX", not mount.is_dax, seen=hex(mount.attributes))
+        pins = Pins(guest, case, IO_URING)
+        pins.prove_working()
+        source = f"file:{mount.path}/file"
+        seen = pins.observe("--source", source, "--touch", touch, "--truncate")
+        pins.judge("page_cache", seen, right)
+
+
+@every_fs
+def test_p2_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
+    """No memory region on a file's DAX pages, not even one that is only read."""
+    with dax_mount(guest, case, fs) as mount:
+        pins = Pins(guest, case, RDMA)
+        pins.expect_fsdax_refused(f"{mount.path}/file", case.row.expected("fsdax"))
+
+
+@pytest.mark.parametrize("access", ["r", "rw"])
+def test_p2_anonymous_memory(guest: Guest, case: Case, access: str) -> None:
+    """A memory region is pinned from its registration to its end."""
+    pins = Pins(guest, case, RDMA)
+    pins.expect_taken("anonymous", "--access", access, right=case.row.expected("anonymous"))
+
+
+@touched
+def test_p2_devdax(guest: Guest, case: Case, touch: str) -> None:
+    """A memory region on devdax, whose pages may be in the page table or not."""
+    pins = Pins(guest, case, RDMA)
+    right = case.row.expected("devdax")
+    pins.expect_taken("devdax", *_devdax(guest), "--touch", touch, right=right)
+
+
+@every_fs
+def test_p3_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
+    """No packets are received into a file's DAX pages."""
+    with dax_mount(guest, case, fs) as mount:
+        pins = Pins(guest, case, XDP)
+        pins.expect_fsdax_refused(f"{mount.path}/file", case.row.expected("fsdax"))
+
+
+def test_p3_anonymous_memory(guest: Guest, case: Case) -> None:
+    """A umem is pinned until its socket is closed."""
+    Pins(guest, case, XDP).expect_taken("anonymous", right=case.row.expected("anonymous"))
+
+
+@every_fs
+def test_p4_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
+    """Neither camera nor display is given a file's DAX pages."""
+    with dax_mount(guest, case, fs) as mount:
+        pins = Pins(guest, case, VIVID)
+        pins.expect_fsdax_refused(f"{mount.path}/file", case.row.expected("fsdax"))
+
+
+@pytest.mark.parametrize("access", ["r", "rw"], ids=["display", "camera"])
+def test_p4_anonymous_memory(guest: Guest, case: Case, access: str) -> None:
+    """A queued buffer is pinned until the queue is given up."""
+    pins = Pins(guest, case, VIVID)
+    pins.expect_taken("anonymous", "--access", access, right=case.row.expected("anonymous"))
+
+
+every_way = pytest.mark.parametrize(
+    "pinner", [GUP, GUP_FAST, GUP_ONCE], ids=["slow", "fast", "benchmark"]
+)
+
+
+@every_way
+@every_fs
+def test_p5_fsdax_is_refused(guest: Guest, case: Case, pinner: Pinner, fs: str) -> None:
+    """pin_user_pages() and pin_user_pages_fast() themselves."""
+    right = case.row.expected("benchmark_fsdax" if pinner is GUP_ONCE else "fsdax")
+    with dax_mount(guest, case, fs) as mount:
+        Pins(guest, case, pinner).expect_fsdax_refused(f"{mount.path}/file", right)
+
+
+@every_way
+def test_p5_anonymous_memory(guest: Guest, case: Case, pinner: Pinner) -> None:
+    """What gup_test pins it gives back."""
+    Pins(guest, case, pinner).expect_taken("anonymous", right=case.row.expected("anonymous"))
+
+
+@every_way
+@touched
+def test_p5_devdax(guest: Guest, case: Case, pinner: Pinner, touch: str) -> None:
+    """Devdax pages are fit for long-term pins."""
+    pins = Pins(guest, case, pinner)
+    right = case.row.expected("devdax")
+    pins.expect_taken("devdax", *_devdax(guest), "--touch", touch, right=right)
