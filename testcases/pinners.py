@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.guest import Guest
+from harness.guest.guest import WORKLOADS
 from harness.verdict.expectation import Case
 from testcases.vfio_steps import prove_oracle, references_left
 
@@ -22,6 +23,16 @@ done
 true
 """
 _VIVID = "modprobe -q vivid n_devs=1 node_types=0x101 multiplanar=1 allocators=0; true"
+# How often a function of the kernel is called while longpin registers a buffer.
+_COUNT_CALLS = """
+cd /sys/kernel/tracing 2>/dev/null || cd /sys/kernel/debug/tracing || exit
+echo 'p:nvh/called {function}' >> kprobe_events || exit
+echo 1 > events/nvh/called/enable
+{workload} >&2
+echo 0 > events/nvh/called/enable
+while read -r name hits _; do [ "$name" = called ] && echo $hits; done < kprobe_profile
+echo '-:nvh/called' >> kprobe_events
+"""
 # 2 keeps even root out; what a distribution has set is not what a row is about.
 _IO_URING = "echo 0 2>/dev/null > /proc/sys/kernel/io_uring_disabled; true"
 
@@ -80,9 +91,14 @@ class Pins:
         self.case.fact(done.command, done.facts)
         if "missing" in done.facts:
             missing = f"{done.facts['missing']}: {done.facts['missing_why']}"
-            self.case.skip(f"the kernel has no such pinner ({missing})", enable=self.pinner.enable)
+            self.case.skip(f"the kernel has no {missing}", enable=self.pinner.enable)
         self.case.prove("the workload took all its steps", done.ok, seen=done.failed)
         return done.facts
+
+    def has(self, part: str) -> bool:
+        """Whether the kernel has a part of this pinner, whatever else it may lack."""
+        facts = self.guest.workload("longpin", "--pinner", self.pinner.name).facts
+        return bool(facts.get("missing") != part)
 
     def prove_working(self) -> None:
         """Prove that the pinner takes what it must take: a refusal means something only then."""
@@ -91,15 +107,17 @@ class Pins:
 
     def expect_taken(self, what: str, *options: str, right: str = "OK") -> None:
         """Expect a pin: seen in the reference counts while it lasts, and given back after."""
-        self.judge(what, self.observe(*options), right)
+        self.judge(f"{self.pinner.name}, {what}", self.observe(*options), right)
 
     def expect_fsdax_refused(self, path: str, right: str) -> None:
-        """Expect that no mapping of a DAX file is pinned, and that the file is free at once."""
-        self.prove_working()
+        """Expect that no mapping of a DAX file is pinned, and that the file is free at once.
+
+        Call it when prove_working() has passed.
+        """
         for what, (how, options) in (FSDAX | (FSDAX_READ if self.pinner.reads else {})).items():
             seen = self.observe("--source", f"file:{path}{how}", "--truncate", *options)
             self.case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
-            self.judge(f"fsdax {what}", seen, right)
+            self.judge(f"{self.pinner.name}, fsdax {what}", seen, right)
 
     def judge(self, what: str, seen: dict[str, Any], right: str) -> None:
         """Compare an answer, and what is left of the pin when all is over."""
@@ -115,3 +133,46 @@ class Pins:
         self.case.expect("pinned memory accounted (KiB)", left, right=0)
         if "truncate" in seen:
             self.case.expect("truncate", seen["truncate"])
+
+
+def gup_ways(guest: Guest, case: Case) -> list[Pins]:
+    """Return the ways in which gup_test pins for long, each proven to work; SKIP without any.
+
+    They are slow and fast where pins last (v6.2), else the benchmark.
+    """
+    lasting = Pins(guest, case, GUP)
+    if lasting.has("PIN_LONGTERM_TEST_START"):
+        ways = [lasting, Pins(guest, case, GUP_FAST)]
+    else:
+        ways = [Pins(guest, case, GUP_ONCE)]
+    for pins in ways:
+        pins.prove_working()
+    return ways
+
+
+def iouring_calls(pins: Pins) -> str:
+    """Return the function with which io_uring pins: pin_user_pages or pin_user_pages_fast.
+
+    The latter goes its slow way without calling the former.
+    """
+    pins.prove_working()
+    workload = f"{WORKLOADS}/longpin --pinner io_uring"
+    script = _COUNT_CALLS.format(function="pin_user_pages", workload=workload)
+    hits = pins.guest.run(script, check=False).stdout.strip()
+    pins.case.fact("calls of pin_user_pages", hits)
+    pins.case.prove(
+        "calls of pin_user_pages can be counted",
+        hits.isdecimal(),
+        enable="set CONFIG_KPROBE_EVENTS=y",
+    )
+    return "pin_user_pages" if int(hits) else "pin_user_pages_fast"
+
+
+def checks_files(pins: Pins) -> str:
+    """Return who looks at the file of a mapping to be registered: "io_uring" or "gup"."""
+    pins.prove_working()
+    # Any file that lies on disk and is left alone: the mapping is private.
+    options = ("--source", "file:/usr/bin/ndctl:private:ro", "--size", "4K")
+    seen = pins.observe(*options)
+    pins.case.prove("io_uring's own check answers", seen["pin"] in {"OK", "EOPNOTSUPP"})
+    return "gup" if seen["pin"] == "OK" else "io_uring"

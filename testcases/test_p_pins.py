@@ -8,15 +8,15 @@ from harness.guest import Guest
 from harness.verdict.expectation import Case
 from testcases.filesystems import NAMES, dax_mount, page_cache_mount
 from testcases.pinners import (
-    GUP,
-    GUP_FAST,
     GUP_ONCE,
     IO_URING,
     RDMA,
     VIVID,
     XDP,
-    Pinner,
     Pins,
+    checks_files,
+    gup_ways,
+    iouring_calls,
 )
 
 every_fs = pytest.mark.parametrize("fs", NAMES)
@@ -35,18 +35,18 @@ def test_p1_anonymous_memory(guest: Guest, case: Case) -> None:
 @every_fs
 def test_p1_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
     """No registered buffer on a file's DAX pages, and the file can be truncated right away."""
+    pins = Pins(guest, case, IO_URING)
+    pins.prove_working()
     with dax_mount(guest, case, fs) as mount:
-        pins = Pins(guest, case, IO_URING)
         pins.expect_fsdax_refused(f"{mount.path}/file", case.row.expected("fsdax"))
 
 
 @every_fs
 def test_p1_private_copy(guest: Guest, case: Case, fs: str) -> None:
     """Private pages after copy-on-write: what is pinned, if anything, is not the file's."""
-    right = case.row.expected_on("private_copy", guest.facts["release"])
+    pins = Pins(guest, case, IO_URING)
+    right = case.row.expected("private_copy")[iouring_calls(pins)]
     with dax_mount(guest, case, fs) as mount:
-        pins = Pins(guest, case, IO_URING)
-        pins.prove_working()
         seen = pins.observe("--source", f"file:{mount.path}/file:private", "--truncate")
         case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
         case.prove("the file kept its data", seen["file_kept"] is True)
@@ -62,20 +62,18 @@ def test_p1_private_copy(guest: Guest, case: Case, fs: str) -> None:
 @touched
 def test_p1_devdax(guest: Guest, case: Case, touch: str) -> None:
     """Devdax pages are fit for long-term pins; the io_uring of old takes no files at all."""
-    right = case.row.expected_on("devdax", guest.facts["release"])
     pins = Pins(guest, case, IO_URING)
-    pins.prove_working()
+    right = case.row.expected("devdax")[checks_files(pins)]
     pins.expect_taken("devdax", *_devdax(guest), "--touch", touch, right=right)
 
 
 @touched
 def test_p1_page_cache(guest: Guest, case: Case, touch: str) -> None:
     """A shared file of ext4 without DAX, which writeback would not see written to."""
-    right = case.row.expected_on("page_cache", guest.facts["release"])
+    pins = Pins(guest, case, IO_URING)
+    right = case.row.expected("page_cache")[checks_files(pins)]
     with page_cache_mount(guest, "ext4") as mount:
         case.prove("the file is not DAX", not mount.is_dax, seen=hex(mount.attributes))
-        pins = Pins(guest, case, IO_URING)
-        pins.prove_working()
         source = f"file:{mount.path}/file"
         seen = pins.observe("--source", source, "--touch", touch, "--truncate")
         pins.judge("page_cache", seen, right)
@@ -84,8 +82,9 @@ def test_p1_page_cache(guest: Guest, case: Case, touch: str) -> None:
 @every_fs
 def test_p2_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
     """No memory region on a file's DAX pages, not even one that is only read."""
+    pins = Pins(guest, case, RDMA)
+    pins.prove_working()
     with dax_mount(guest, case, fs) as mount:
-        pins = Pins(guest, case, RDMA)
         pins.expect_fsdax_refused(f"{mount.path}/file", case.row.expected("fsdax"))
 
 
@@ -107,8 +106,9 @@ def test_p2_devdax(guest: Guest, case: Case, touch: str) -> None:
 @every_fs
 def test_p3_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
     """No packets are received into a file's DAX pages."""
+    pins = Pins(guest, case, XDP)
+    pins.prove_working()
     with dax_mount(guest, case, fs) as mount:
-        pins = Pins(guest, case, XDP)
         pins.expect_fsdax_refused(f"{mount.path}/file", case.row.expected("fsdax"))
 
 
@@ -120,8 +120,9 @@ def test_p3_anonymous_memory(guest: Guest, case: Case) -> None:
 @every_fs
 def test_p4_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
     """Neither camera nor display is given a file's DAX pages."""
+    pins = Pins(guest, case, VIVID)
+    pins.prove_working()
     with dax_mount(guest, case, fs) as mount:
-        pins = Pins(guest, case, VIVID)
         pins.expect_fsdax_refused(f"{mount.path}/file", case.row.expected("fsdax"))
 
 
@@ -132,30 +133,25 @@ def test_p4_anonymous_memory(guest: Guest, case: Case, access: str) -> None:
     pins.expect_taken("anonymous", "--access", access, right=case.row.expected("anonymous"))
 
 
-every_way = pytest.mark.parametrize(
-    "pinner", [GUP, GUP_FAST, GUP_ONCE], ids=["slow", "fast", "benchmark"]
-)
-
-
-@every_way
 @every_fs
-def test_p5_fsdax_is_refused(guest: Guest, case: Case, pinner: Pinner, fs: str) -> None:
+def test_p5_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
     """pin_user_pages() and pin_user_pages_fast() themselves."""
-    right = case.row.expected("benchmark_fsdax" if pinner is GUP_ONCE else "fsdax")
+    ways = gup_ways(guest, case)
     with dax_mount(guest, case, fs) as mount:
-        Pins(guest, case, pinner).expect_fsdax_refused(f"{mount.path}/file", right)
+        for pins in ways:
+            key = "benchmark_fsdax" if pins.pinner is GUP_ONCE else "fsdax"
+            pins.expect_fsdax_refused(f"{mount.path}/file", case.row.expected(key))
 
 
-@every_way
-def test_p5_anonymous_memory(guest: Guest, case: Case, pinner: Pinner) -> None:
+def test_p5_anonymous_memory(guest: Guest, case: Case) -> None:
     """What gup_test pins it gives back."""
-    Pins(guest, case, pinner).expect_taken("anonymous", right=case.row.expected("anonymous"))
+    for pins in gup_ways(guest, case):
+        pins.expect_taken("anonymous", right=case.row.expected("anonymous"))
 
 
-@every_way
 @touched
-def test_p5_devdax(guest: Guest, case: Case, pinner: Pinner, touch: str) -> None:
+def test_p5_devdax(guest: Guest, case: Case, touch: str) -> None:
     """Devdax pages are fit for long-term pins."""
-    pins = Pins(guest, case, pinner)
     right = case.row.expected("devdax")
-    pins.expect_taken("devdax", *_devdax(guest), "--touch", touch, right=right)
+    for pins in gup_ways(guest, case):
+        pins.expect_taken("devdax", *_devdax(guest), "--touch", touch, right=right)

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 
 from harness.errors import HarnessError, SpecError
 from harness.toml_table import Table
-from harness.verdict.release import holds, is_condition
 from harness.verdict.status import Status
 
 _ROW_ID = re.compile(r"[A-Z][0-9]{1,3}")
@@ -58,24 +57,6 @@ class Row:
             known = ", ".join(self.right) or "none"
             raise SpecError(f"{self.file}: [{self.id}.right] {key}: is missing (known: {known})")
         return self.right[key]
-
-    def expected_on(self, key: str, release: str) -> Any:
-        """Return the right value of ``key`` on a kernel.
-
-        It is a table of conditions such as "<6.5", of which one holds for each kernel; SpecError
-        where that is not so.
-        """
-        where = f"{self.file}: [{self.id}.right.{key}]"
-        table = self.expected(key)
-        if not isinstance(table, Mapping):
-            raise SpecError(f"{where}: is no table of conditions")
-        for condition in table:
-            if not is_condition(condition):
-                raise SpecError(f"{where} {condition!r}: is not a condition such as '<6.15'")
-        found = [value for condition, value in table.items() if holds(condition, release)]
-        if len(found) != 1:
-            raise SpecError(f"{where}: {len(found)} conditions hold for {release}, not one")
-        return found[0]
 
 
 class Catalogue:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.toml_table import Table
-from harness.verdict.release import holds, is_condition
+
+_CONDITION = re.compile(r"(<=|>=|<|>)\s*(\d+(?:\.\d+)*)")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class KnownIssue:
     def concerns(self, test: str, release: str) -> bool:
         """Whether it is expected to show in a test on a kernel."""
         return any(fnmatch.fnmatchcase(test, pattern) for pattern in self.tests) and all(
-            holds(condition, release) for condition in self.kernels
+            _holds(condition, release) for condition in self.kernels
         )
 
 
@@ -65,6 +66,23 @@ class KnownIssues:
         return None
 
 
+def version(release: str) -> tuple[int, ...]:
+    """Return the numbers that a release starts with: (6, 12, 117) of 6.12.117+deb12-amd64."""
+    match = re.match(r"\d+(?:\.\d+)*", release)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _holds(condition: str, release: str) -> bool:
+    match = _CONDITION.fullmatch(condition)
+    assert match is not None  # checked when it was read
+    have, bound = version(release), version(match[2])
+    # 6.12.117 is neither above nor below 6.12: it is 6.12.
+    have = have[: len(bound)]
+    return {"<": have < bound, "<=": have <= bound, ">": have > bound, ">=": have >= bound}[
+        match[1]
+    ]
+
+
 def _read(table: Table) -> KnownIssue:
     symptom = table.string("symptom")
     try:
@@ -73,7 +91,7 @@ def _read(table: Table) -> KnownIssue:
         raise table.error("symptom", f"is no regular expression: {error}") from error
     kernels = table.strings("kernels")
     for condition in kernels:
-        if not is_condition(condition):
+        if not _CONDITION.fullmatch(condition):
             raise table.error("kernels", f"{condition!r} is not a condition such as '<6.15'")
     issue = KnownIssue(
         id=table.string("id"),

@@ -80,9 +80,9 @@ static void map_view(off_t offset)
 	const char *failed = "mmap";
 	int err;
 
-	if (source.kind != SOURCE_FILE && source.kind != SOURCE_DAX)
+	if ((source.kind != SOURCE_FILE && source.kind != SOURCE_DAX) || source.readonly)
 		return;
-	shared.private = shared.readonly = false;
+	shared.private = false;
 	err = memory_map(&view, &shared, memory.size, offset, PROT_READ | PROT_WRITE, &failed);
 	if (err)
 		nvh_bail("%s of the source: %s", failed, nvh_errname(err));
@@ -116,7 +116,10 @@ static void choose_pages(int touched)
 	probe_fact(&probe, "refs_before");
 }
 
-/* Some pinners give pages back by a work queue: wait until no page has more references than before. */
+/*
+ * Some pinners give pages back by a work queue, and writeback holds pages for a moment: wait until none
+ * has more references than before.
+ */
 static void await_return(const long long before[PROBES])
 {
 	double start = nvh_now();
@@ -165,9 +168,9 @@ static void try_to_pin(const struct pinner *pinner, bool write, bool touched)
 		err = pinner->unpin();
 		nvh_fact_errno("unpin", err);
 		nvh_step(true, "unpin: %s", nvh_errname(err));
-		if (counted)
-			await_return(before);
 	}
+	if (counted)
+		await_return(before);
 	probe_fact(&probe, "refs_after");
 	nvh_fact_int("pinned_after_kib", memory_status("VmPin"));
 }
