@@ -81,6 +81,15 @@ def ext2_mount(guest: Guest) -> Iterator[tuple[str, str]]:
         guest.run(f"umount {path}", check=False)
 
 
+def unmounted_state(guest: Guest, mount: Mount) -> str:
+    """Return "clean", "mounted" or the checker's last words, which changes nothing."""
+    if guest.run(f"grep -q ' {mount.path} ' /proc/mounts", check=False).status == 0:
+        return "mounted"
+    program = {"ext4": "e2fsck -fn", "xfs": "xfs_repair -n"}[mount.fstype]
+    done = guest.run(f"{program} {mount.namespace.device} 2>&1", timeout=60.0, check=False)
+    return "clean" if done.status == 0 else (done.stdout.strip().splitlines() or ["silent"])[-1]
+
+
 def give_up_reserves(guest: Guest, mount: Mount) -> None:
     """Let a file have every block: both file systems keep some back for themselves.
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness.guest import Guest
 from harness.verdict.expectation import Case
-from testcases.filesystems import NAMES, dax_mount, give_up_reserves
+from testcases.filesystems import NAMES, dax_mount, give_up_reserves, unmounted_state
 from testcases.slow_device import slow_device
 
 OPERATIONS = ("truncate", "punch", "collapse", "insert", "zero")
@@ -185,6 +185,27 @@ def test_l9_blocks_of_an_unlinked_file_are_not_reused(guest: Guest, case: Case, 
         ).facts  # fmt: skip
     case.fact("pipe", facts.get("pipe"))
     judge(case, facts, "pipe_kept", "refill_reuses", "refill_content", "hung", "op")
+
+
+@every_fs
+@pytest.mark.parametrize("file", ["kept", "unlinked"])
+def test_l10_unmount_waits_for_the_pin(guest: Guest, case: Case, fs: str, file: str) -> None:
+    """A file that nobody has open, or that is on its way out, keeps its file system mounted."""
+    with dax_mount(guest, case, fs) as mount:
+        facts = guest.workload(
+            "unmount", "--file", f"{mount.path}/a", "--mount", mount.path,
+            *(["--unlink"] if file == "unlinked" else []),
+        ).facts  # fmt: skip
+        left = unmounted_state(guest, mount)
+    for key in ("pin_proof", "refs_before", "refs_pinned", "unlink_while_pinned", "end_seconds"):
+        if key in facts:
+            case.fact(key, facts[key])
+    for key in ("umount_while_pinned", "umount_waits_in", "umount_states", "umount_stack"):
+        case.fact(key, facts[key])
+    case.prove("the page is pinned", facts["pinned"], seen=facts["pin_proof"])
+    for key in ("unmounted_while_pinned", "pipe_kept", "hung", "umount"):
+        case.expect(key, facts[key])
+    case.expect("file system afterwards", left, right="clean")
 
 
 @every_fs

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,9 +16,9 @@
 #include "refcount.h"
 
 const char *const fileop_kinds[] = {"truncate", "punch", "collapse", "insert", "zero",
-				    "read", "write", "fsync", "unlink", "none", NULL};
+				    "read", "write", "fsync", "unlink", "umount", "none", NULL};
 
-static int do_op(const struct fileop *op, int fd, char *page)
+int fileop_do(const struct fileop *op, int fd, char *page)
 {
 	off_t at = (off_t)op->at * (off_t)memory_page();
 	off_t length = (off_t)op->count * (off_t)memory_page();
@@ -52,6 +53,9 @@ static int do_op(const struct fileop *op, int fd, char *page)
 		break;
 	case OP_UNLINK:
 		result = unlink(op->path);
+		break;
+	case OP_UMOUNT:
+		result = umount2(op->path, 0);
 		break;
 	case OP_NONE:
 		break;
@@ -100,11 +104,11 @@ static _Noreturn void be_child(struct fileop_report *report, const struct fileop
 	refcount_forget();
 	if (handler)
 		sigaction(SIGUSR1, &action, NULL);
-	if (fd < 0 && op->kind != OP_UNLINK && op->kind != OP_NONE)
+	if (fd < 0 && op->kind < OP_UNLINK)
 		fd = open(op->path, O_RDWR | O_CLOEXEC);
 	report->started_at = nvh_now();
 	atomic_store(&report->started, true);
-	report->err = do_op(op, fd, page);
+	report->err = fileop_do(op, fd, page);
 	report->ended_at = nvh_now();
 	atomic_store(&report->done, true);
 	_exit(0);

@@ -13,15 +13,15 @@
 enum fileop_kind {
 	OP_TRUNCATE, OP_PUNCH, OP_COLLAPSE, OP_INSERT, OP_ZERO, /* change the layout */
 	OP_READ, OP_WRITE, OP_FSYNC,                            /* do not */
-	OP_UNLINK, OP_NONE,
+	OP_UNLINK, OP_UMOUNT, OP_NONE,
 };
 extern const char *const fileop_kinds[]; /* their names, for nvh_choice() */
 
 /* at and count are pages; a truncate leaves the first "at" of them. */
 struct fileop {
 	enum fileop_kind kind;
-	const char *path;
-	int fd; /* -1: the child opens path itself */
+	const char *path; /* of the file; where an OP_UMOUNT unmounts */
+	int fd;           /* -1: the child opens path itself */
 	int at, count;
 };
 
@@ -38,6 +38,9 @@ struct fileop_child {
 	bool reaped;
 	int status; /* of waitpid(), valid with reaped */
 };
+
+/* Does it here and now; returns 0 or an errno.  page is room for what OP_READ and OP_WRITE move. */
+int fileop_do(const struct fileop *op, int fd, char *page);
 
 /* Brings the model to what the file must hold after a successful operation. */
 void fileop_model(const struct fileop *op, struct model *model);

@@ -22,19 +22,12 @@
 #include "nvh.h"
 #include "pin.h"
 #include "refcount.h"
+#include "waiting.h"
 #include "watch.h"
 
 #define MAX_PINS 4
 
 static const char *const signals[] = {"handler", "kill", NULL};
-
-/* How the child was seen while it was watched. */
-struct watching {
-	int samples, in_break;
-	char waits_in[128];
-	char states[16]; /* each state seen, once */
-	struct sight last;
-};
 
 static struct {
 	const char *path, *pin_path, *refill_path, *backing;
@@ -194,54 +187,6 @@ static void blocks_facts(const char *when)
 		nvh_fact_int(key, st.st_blocks);
 }
 
-/* An operation that has waited for so long, in seconds, and in so many looks one after the other,
- * does wait. */
-#define ENOUGH_SECONDS 0.5
-#define ENOUGH_LOOKS 8
-
-/* Watches the operation until it is known to wait, and at most so many seconds. */
-static void watch_child(struct watching *watching, const struct pin *pin, double seconds)
-{
-	double until = nvh_now() + seconds, since = 0;
-	int looks = 0;
-
-	while (nvh_now() < until && !fileop_ended(&run.child)) {
-		const char *function;
-		size_t known = strlen(watching->states);
-
-		if (pin && !pin_holds(pin))
-			break;
-		if (looks >= ENOUGH_LOOKS && nvh_now() >= since + ENOUGH_SECONDS)
-			break;
-		if (!watch_look(run.child.pid, &watching->last))
-			break;
-		watching->samples++;
-		if (!strchr(watching->states, watching->last.state) && known + 1 < sizeof(watching->states))
-			watching->states[known] = watching->last.state;
-		function = watch_layout_break(&watching->last);
-		if (function && (watching->last.state == 'S' || watching->last.state == 'D')) {
-			watching->in_break++;
-			snprintf(watching->waits_in, sizeof(watching->waits_in), "%s", function);
-			if (!looks++)
-				since = nvh_now();
-		} else {
-			looks = 0;
-		}
-		nvh_sleep(0.02);
-	}
-}
-
-static void watching_facts(const struct watching *watching)
-{
-	nvh_fact_int("samples", watching->samples);
-	nvh_fact_int("samples_in_break", watching->in_break);
-	nvh_fact_str("states", watching->states);
-	/* Twice at least: one look may catch a function that was only passing through. */
-	nvh_fact_bool("seen_waiting", watching->in_break >= 2);
-	nvh_fact_str("waits_in", watching->waits_in);
-	watch_facts("", &watching->last);
-}
-
 static atomic_bool touched;
 
 static void *touch_page(void *addr)
@@ -295,14 +240,14 @@ static void release_pins(void)
 {
 	size_t size = memory_page();
 	char *page = malloc(size), seen[32] = "nothing";
-	struct watching again = {0};
+	struct waiting again = {0};
 	bool kept = true;
 
 	for (int i = 0; i < run.pin_count; i++) {
 		int err;
 
 		if (i > 0 && run.kind == PIN_VMSPLICE)
-			watch_child(&again, &run.pins[i], run.observe);
+			waiting_watch(&again, &run.child, &run.pins[i], run.observe);
 		err = pin_release(&run.pins[i], page, run.end_deadline);
 		nvh_step(!err, "pin of page %d released: %s", run.pin_pages[i], nvh_errname(err));
 		if (run.kind != PIN_VMSPLICE || err)
@@ -409,6 +354,8 @@ static void parse(int argc, char **argv)
 	run.kind = (enum pin_kind)nvh_choice("pin", pin, pin_kinds);
 	run.op.kind = (enum fileop_kind)nvh_choice("op", op, fileop_kinds);
 	run.op.path = run.path;
+	if (run.op.kind == OP_UMOUNT)
+		nvh_usage("--op umount: the workload unmount does that");
 	run.signal = signal ? nvh_choice("signal", signal, signals) : -1;
 	if (run.kind != PIN_NONE)
 		parse_pin_pages(pin_page);
@@ -432,7 +379,7 @@ static void parse(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	struct watching watching = {0};
+	struct waiting waiting = {0};
 	bool still_pinned;
 
 	parse(argc, argv);
@@ -456,8 +403,8 @@ int main(int argc, char **argv)
 	if (!nvh_step(fileop_start(&run.child, &run.op, run.signal == 0), "%s started",
 		      fileop_kinds[run.op.kind]))
 		return nvh_end();
-	watch_child(&watching, run.pin_count ? &run.pins[0] : NULL, run.observe);
-	watching_facts(&watching);
+	waiting_watch(&waiting, &run.child, run.pin_count ? &run.pins[0] : NULL, run.observe);
+	waiting_facts("", &waiting);
 	blocks_facts("pinned");
 	refs_fact("refs_waiting");
 	if (run.touch)
