@@ -81,6 +81,15 @@ def ext2_mount(guest: Guest) -> Iterator[tuple[str, str]]:
         guest.run(f"umount {path}", check=False)
 
 
+def remounted(guest: Guest, mount: Mount) -> str:
+    """Unmount, check and mount again; return the checker's words as unmounted_state() does."""
+    guest.run(f"umount {mount.path}")
+    state = unmounted_state(guest, mount)
+    device = mount.namespace.device
+    guest.run(f"mount -t {mount.fstype} -o dax={mount.dax} {device} {mount.path}")
+    return state
+
+
 def unmounted_state(guest: Guest, mount: Mount) -> str:
     """Return "clean", "mounted" or the checker's last words, which changes nothing."""
     if guest.run(f"grep -q ' {mount.path} ' /proc/mounts", check=False).status == 0:

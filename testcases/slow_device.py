@@ -16,12 +16,12 @@ SECONDS = 5
 
 # The transfer is held back before it reaches the device, so a late read brings late data.
 # There need not be a udev in the guest: dmsetup makes the node itself.
-_DM_DELAY = f"""
+_DM_DELAY = """
 [ -b /dev/mapper/nvh-slow ] && exit 0
 modprobe -q brd rd_nr=1 rd_size=1024
 modprobe -q dm-delay
 [ -b /dev/ram0 ] || exit 1
-DM_DISABLE_UDEV=1 dmsetup create nvh-slow --table "0 2048 delay /dev/ram0 0 {HELD * 1000}"
+DM_DISABLE_UDEV=1 dmsetup create nvh-slow --table "0 2048 delay /dev/ram0 0 {milliseconds}"
 """
 
 # Its partition table is looked for when it appears, which takes a few of its slow reads.
@@ -41,12 +41,15 @@ class SlowDevice:
     backing: str | None
 
 
-def slow_device(guest: Guest, case: Case, *, with_data: bool = False) -> SlowDevice:
+def slow_device(
+    guest: Guest, case: Case, *, with_data: bool = False, milliseconds: int = HELD * 1000
+) -> SlowDevice:
     """Return the guest's slow device, made when it is first asked for; SKIP where it cannot be.
 
-    ``with_data`` asks for a device that keeps what is written to it.
+    ``with_data`` asks for a device that keeps what is written to it, and only there a transfer
+    takes the ``milliseconds``.
     """
-    if guest.run(_DM_DELAY, check=False).status == 0:
+    if guest.run(_DM_DELAY.format(milliseconds=milliseconds), check=False).status == 0:
         return SlowDevice("/dev/mapper/nvh-slow", "/dev/ram0")
     if not with_data and guest.run(_NULL_BLK, check=False, timeout=60.0).status == 0:
         return SlowDevice("/dev/nullb0", None)

@@ -12,7 +12,7 @@ import pytest
 
 from harness.guest import Guest
 from harness.verdict.expectation import Case
-from testcases.filesystems import NAMES, dax_mount, give_up_reserves, unmounted_state
+from testcases.filesystems import NAMES, dax_mount, give_up_reserves, remounted, unmounted_state
 from testcases.slow_device import slow_device
 
 OPERATIONS = ("truncate", "punch", "collapse", "insert", "zero")
@@ -218,3 +218,32 @@ def test_l11_touching_the_page_again_delays_nothing(guest: Guest, case: Case, fs
     judge(case, facts, "returned_while_pinned", "seen_waiting", "touched_while_waiting")
     for key in ("hung", "op", "content", "content_mapped"):
         case.expect(key, facts[key])
+
+
+@every_fs
+@pytest.mark.parametrize("pins", ["vmsplice", "odirect", "touched"])
+def test_l12_storm(guest: Guest, case: Case, fs: str, pins: str) -> None:
+    """Whatever meets, nobody waits for ever and every page holds what it should.
+
+    "touched" keeps the mappings and touches pages while they are pinned; the others unmap them.
+    """
+    # Nobody holds a pin for as long as a hundredth of that.
+    options = ["--rounds", "24", "--stall", str(int(2 + 2 * guest.scale))]
+    if pins == "odirect":
+        slow = slow_device(guest, case, with_data=True, milliseconds=20)
+        options += ["--pins", "odirect", "--slow", slow.path]
+    with dax_mount(guest, case, fs) as mount:
+        file = f"{mount.path}/a"
+        facts = guest.workload(
+            "storm", "--file", file, *options, *(["--keep"] if pins == "touched" else [])
+        ).facts
+        for key, value in facts.items():
+            case.fact(key, value)
+        case.prove("operations met pins and waited", facts["seen_waiting"] > 0)
+        for key in ("error", "mismatch", "hung_in", "hung", "content", "content_mapped"):
+            case.expect(key, facts[key])
+        before = guest.run(f"sha256sum {file}").stdout
+        left = remounted(guest, mount)
+        after = guest.run(f"sha256sum {file}").stdout
+    case.expect("file system afterwards", left, right="clean")
+    case.expect("file when mounted again", after, right=before)

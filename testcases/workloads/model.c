@@ -55,7 +55,7 @@ const char *model_whose(const void *page, int pages, char *text)
 	return strcpy(text, "other");
 }
 
-static void set(struct model *model, int at, enum owner owner, int index)
+void model_set(struct model *model, int at, enum owner owner, int index)
 {
 	model->page[at].owner = owner;
 	model->page[at].index = index;
@@ -65,21 +65,22 @@ static void set(struct model *model, int at, enum owner owner, int index)
 void model_init(struct model *model, int pages)
 {
 	model->pages = pages;
+	model->patterns = MODEL_MAX;
 	for (int i = 0; i < pages; i++)
-		set(model, i, OWNER_FIRST, i);
+		model_set(model, i, OWNER_FIRST, i);
 }
 
 void model_truncate(struct model *model, int pages)
 {
 	for (int i = model->pages; i < pages; i++)
-		set(model, i, OWNER_ZERO, 0);
+		model_set(model, i, OWNER_ZERO, 0);
 	model->pages = pages;
 }
 
 void model_zero(struct model *model, int at, int count)
 {
 	for (int i = at; i < at + count && i < model->pages; i++)
-		set(model, i, OWNER_ZERO, 0);
+		model_set(model, i, OWNER_ZERO, 0);
 }
 
 void model_collapse(struct model *model, int at, int count)
@@ -99,7 +100,7 @@ void model_insert(struct model *model, int at, int count)
 
 void model_write(struct model *model, int at)
 {
-	set(model, at, OWNER_SECOND, at);
+	model_set(model, at, OWNER_SECOND, at);
 }
 
 static bool page_right(const struct model *model, int i, const void *page)
@@ -142,7 +143,7 @@ const char *model_check(const struct model *model, int fd, bool mapped)
 		}
 		if (!page_right(model, i, page)) {
 			snprintf(text, sizeof(text), "page %d is %s, not %s %d", i,
-				 model_whose(page, MODEL_MAX, seen), owner_names[model->page[i].owner],
+				 model_whose(page, model->patterns, seen), owner_names[model->page[i].owner],
 				 model->page[i].index);
 			break;
 		}

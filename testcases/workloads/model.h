@@ -15,6 +15,7 @@ enum owner { OWNER_ZERO, OWNER_FIRST, OWNER_SECOND, OWNER_DEVICE, OWNER_ANY };
 
 struct model {
 	int pages;
+	int patterns; /* how many pages of an owner's pattern may be found, for naming them */
 	struct {
 		enum owner owner;
 		int index; /* which page of the owner's pattern */
@@ -34,6 +35,7 @@ void model_zero(struct model *model, int at, int count);
 void model_collapse(struct model *model, int at, int count);
 void model_insert(struct model *model, int at, int count);
 void model_write(struct model *model, int at);
+void model_set(struct model *model, int at, enum owner owner, int index);
 
 /*
  * Compares the file with the model, by read() and by a new mapping.  "OK", or what is wrong:

@@ -357,6 +357,15 @@ unsigned long long nvh_size(const char *option, const char *text)
 	return number * factor;
 }
 
+int nvh_number(const char *option, const char *text, int least, int most)
+{
+	unsigned long long value = nvh_size(option, text);
+
+	if (value > INT_MAX || (int)value < least || (int)value > most)
+		nvh_usage("--%s %s: %d to %d", option, text, least, most);
+	return (int)value;
+}
+
 int nvh_choice(const char *option, const char *text, const char *const *list)
 {
 	char known[256] = "";

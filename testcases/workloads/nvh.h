@@ -70,6 +70,9 @@ void nvh_options(int argc, char **argv, const char *summary, const struct nvh_op
 /* Reads a whole number of bytes: 4096, 0x1000, 4K, 2M, 1G; nvh_usage() names the option when it is none. */
 unsigned long long nvh_size(const char *option, const char *text);
 
+/* As nvh_size(), for a number that lies between least and most. */
+int nvh_number(const char *option, const char *text, int least, int most);
+
 /* Returns the index of text in the NULL-terminated list; nvh_usage() names the option when it is not there. */
 int nvh_choice(const char *option, const char *text, const char *const *list);
 
