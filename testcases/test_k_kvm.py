@@ -12,6 +12,9 @@ from testcases.filesystems import NAMES, dax_mount
 
 _LEVELS = {"4k": "pages_4k", "2m": "pages_2m", "1g": "pages_1g"}
 
+#: What makes a file system put large files on 2 MiB borders.
+_ALIGNED = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}
+
 
 def run_vm(guest: Guest, case: Case, *options: str) -> dict[str, Any]:
     """Run the small VM and prove that it ran; SKIP where the guest has no KVM."""
@@ -63,8 +66,7 @@ def test_k1_small_pages_are_told_apart(guest: Guest, case: Case) -> None:
 @pytest.mark.parametrize("fs", NAMES)
 def test_k2_dax_file(guest: Guest, case: Case, fs: str, offset: str) -> None:
     """An aligned file gives one 2 MiB page, a misaligned one none."""
-    mkfs = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}[fs]
-    with dax_mount(guest, case, fs, mkfs=mkfs) as mount:
+    with dax_mount(guest, case, fs, mkfs=_ALIGNED[fs]) as mount:
         if fs == "xfs":
             guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
         guest.workload("dax_state", "--path", f"{mount.path}/a", "--create", "8M")
@@ -78,6 +80,25 @@ def test_k2_dax_file(guest: Guest, case: Case, fs: str, offset: str) -> None:
         case.expect("huge pages of a misaligned file", huge, right=0)
 
 
+@pytest.mark.parametrize("how", ["stopped", "running"])
+@pytest.mark.parametrize("fs", NAMES)
+def test_k3_memory_is_truncated(guest: Guest, case: Case, fs: str, how: str) -> None:
+    """The VM's file is cut to nothing: its next access fails, and new memory is used as such."""
+    with dax_mount(guest, case, fs, mkfs=_ALIGNED[fs]) as mount:
+        source = f"file:{mount.path}/a"
+        facts = run_vm(guest, case, "--source", source, "--offset", "2M", "--truncate", how)
+        case.prove("the file is DAX", facts["dax"])
+        case.prove("the VM ran on it", facts["exit"] == "hlt" and facts["memory"] == "OK")
+        if how == "running":
+            case.prove("the VM ran until then", facts["ran"])
+        case.expect("truncate", facts["truncate"])
+        case.expect("access", facts["access"])
+        for key in ("touch", "again"):
+            case.expect(key, facts[key])
+        if "refs_before" in facts:
+            case.expect("references after", facts["refs_after"], right=facts["refs_before"])
+
+
 def test_k4_device_dax_references_come_back(guest: Guest, case: Case) -> None:
     """KVM leaves no reference behind."""
     source = f"dax:{guest.namespace('devdax2m').device}"
@@ -88,3 +109,18 @@ def test_k4_device_dax_references_come_back(guest: Guest, case: Case) -> None:
         seen=facts.get("refcount_missing", ""), enable="set CONFIG_KPROBE_EVENTS=y",
     )  # fmt: skip
     case.expect("references after", facts["refs_after"], right=facts["refs_before"])
+
+
+@pytest.mark.parametrize(
+    ("name", "page", "size"), [("devdax2m", "2m", "16M"), ("devdax1g", "1g", "1G")]
+)
+def test_k5_kvm_and_device(guest: Guest, case: Case, name: str, page: str, size: str) -> None:
+    """The VM and a device behind VFIO work on the same huge page; each sees the other's data."""
+    options = ("--source", f"dax:{guest.namespace(name).device}", "--size", size)
+    facts = run_vm(guest, case, *options, "--device", guest.vfio("edu").address)
+    case.prove("edu is behind an IOMMU", facts["iommu"] != "none", seen=facts["iommu"])
+    for key in ("map", "exit", "memory", "device_output", "device_read", "device_write"):
+        case.expect(key, facts[key])
+    expect_pages(case, facts, page)
+    for key in ("unmap", "whole_unmapped"):
+        case.expect(key, facts[key])
