@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 
 from harness.verdict.finding import Finding, unexpected
+from harness.verdict.kinds import Kind
 from harness.verdict.logline import LIMIT, Line, clean, messages, parse, rows
 from harness.verdict.patterns import (
     ASKED_FOR,
@@ -20,15 +21,13 @@ from harness.verdict.patterns import (
     END,
     END_KEY,
     Header,
-    Kind,
-    triggers,
 )
 from harness.verdict.reboot import Boot
+from harness.verdict.scan import candidates
 from harness.verdict.splat import RULED, Splat, header_of
 
 __all__ = ["Classifier", "Finding", "Kind", "classify", "unexpected"]
 
-_TRIGGERS = triggers()
 #: An ended report's tail (registers again, modules) may still come within so many lines.
 _TAIL = 120
 #: Bytes of a report that are taken at once where no line of them holds a trigger.
@@ -38,7 +37,7 @@ _LOOK_BACK = 16 << 10
 _BOOT_KEPT = 48 << 10
 
 _KERNEL_STAMP = re.compile(rb"(?:^|\n)[^\n]{0,60}\[ *\d+\.\d{6}\](?: |\[)")
-_ANY_STAMP = re.compile(rb"\[ *(\d{1,7}\.\d{6})\]")
+_ANY_STAMP = re.compile(rb"\[ *(\d{1,9}\.\d{6})\]")
 
 
 class Classifier:
@@ -93,7 +92,7 @@ class Classifier:
         """Go through whole lines: fast where nothing is open, line by line where a report is."""
         if not self._stamped and _KERNEL_STAMP.search(block):
             self._stamped = True
-        starts = _candidates(block)
+        starts = candidates(block)
         position = 0
         index = 0
         while position < len(block):
@@ -130,7 +129,9 @@ class Classifier:
         Returns 0 when the lines have to be looked at one by one.
         """
         reports = self._open.values()
-        if self._boot is not None or any(not report.steady for report in reports):
+        if self._boot is not None:
+            return 0 if reports else self._boot_lines(self._boot, piece)
+        if any(not report.steady for report in reports):
             return 0
         # No more lines than could end a report, so that it ends where it would line by line.
         room = min(report.room for report in reports)
@@ -153,12 +154,23 @@ class Classifier:
         self._line += len(found)
         return len(piece)
 
+    def _boot_lines(self, boot: Boot, piece: bytes) -> int:
+        """Give lines to the boot that is being looked at; return the bytes taken."""
+        lines = piece.split(b"\n", boot.room)[:-1]
+        taken = sum(map(len, lines)) + len(lines)
+        boot.take(piece[:taken], len(lines))
+        self._line += len(lines)
+        if boot.complete:
+            self._end_boot()
+        return taken
+
     # Headers
 
     def _candidate(self, raw: bytes, block: bytes, position: int) -> None:
         for line in messages(raw):
             if BANNER.match(line.text):
-                self._banner(line, block[:position])
+                archived = b" kernel: " in raw
+                self._banner(line, block, position, archived=archived)
                 continue
             found = header_of(line.text)
             if found is not None:
@@ -180,7 +192,7 @@ class Classifier:
         report = Splat.begun(self._line, line, header, match)
         # Where the kernel stamps its lines, one without a stamp is a program's until more follows.
         foreign = self._stamped and not line.stamped
-        report.needs_proof = report.needs_proof or foreign
+        report.needs_proof = report.needs_proof or foreign or (header.common and not line.stamped)
         if header.one_line and not foreign:
             self._finish_report(report, at_end=False)
         else:
@@ -264,35 +276,49 @@ class Classifier:
 
     # Boots
 
-    def _banner(self, line: Line, earlier: bytes) -> None:
+    def _banner(self, line: Line, block: bytes, position: int, *, archived: bool) -> None:
         """A kernel begins to boot: the first of the stream, asked for, or unexpected.
 
-        ``earlier`` is what stands before it in the block that is being read.
+        It stands at ``position`` of the block that is being read.  A syslog is an archive of many
+        boots, whose ends are rarely in it.
         """
         if self._boot is not None and self._boot.seen < 60:
             self._boot.add(line)
             return
-        before = (self._tail + earlier)[-_LOOK_BACK:]
         full = line.text.startswith(BANNER_KEYS[0])
         if full and self._stamped and not line.stamped:
             return
+        words = [
+            report
+            for report in self._open.values()
+            if report.kind is Kind.PANIC and not report.steady
+        ]
         for context in list(self._open):
             self._close(context)
+        before = block[max(0, position - _LOOK_BACK) : position]
+        if position < _LOOK_BACK:
+            before = (self._tail + before)[-_LOOK_BACK:]
         before = before[max(0, before.rfind(BANNER_KEYS[0].encode())) :]
         stamps = [float(stamp) for stamp in _ANY_STAMP.findall(before)[-200:]]
         again = any(stamps) or (self._boots > 0 and full)
-        explained = self._panicked or ASKED_FOR.search(before[-6000:]) is not None
+        explained = self._panicked or archived or ASKED_FOR.search(before[-6000:]) is not None
         self._boots += full
         if not again:
             self._first_boot = b""
         elif not explained:
-            known = (self._first_boot + earlier)[:_BOOT_KEPT]
-            self._boot = Boot(self._line, line, max(stamps, default=0.0), known)
+            known = self._first_boot + block[: min(position, _BOOT_KEPT)]
+            self._boot = Boot(self._line, line, max(stamps, default=0.0), known[:_BOOT_KEPT])
+            self._boot.words = words
         self._panicked = False
 
     def _end_boot(self) -> None:
         boot, self._boot = self._boot, None
-        if boot is not None and not boot.is_a_copy():
+        if boot is None or boot.is_a_copy():
+            return
+        # Words of a panic, then really a boot: they were true, and the boot is explained.
+        for report in boot.words:
+            self._finish_report(report, at_end=True)
+        if not boot.words:
             self._done.append(boot.finding())
 
 
@@ -312,14 +338,3 @@ def classify(lines: Iterable[str]) -> list[Finding]:
 
 def _encode(lines: list[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
-
-
-def _candidates(block: bytes) -> list[int]:
-    """Return where the lines begin that hold a trigger, in order."""
-    starts: set[int] = set()
-    for trigger in _TRIGGERS:
-        at = block.find(trigger)
-        while at >= 0:
-            starts.add(block.rfind(b"\n", 0, at) + 1)
-            at = block.find(trigger, block.find(b"\n", at))
-    return sorted(starts)

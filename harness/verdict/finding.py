@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.verdict.patterns import Kind, Severity
+from harness.verdict.kinds import Kind, Severity
 
 
 @dataclass(frozen=True)

@@ -2,64 +2,16 @@
 
 Each header is looked for at the start of a kernel message (after time stamp and caller id), never
 in its middle: "foo[12]: BUG: ..." is a program's message.  ``key`` is a literal that the line must
-contain; the set of keys is what the classifier scans for before it looks at any line.
+contain; scan.py looks for the keys before anything looks at lines.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import Enum
 
-
-class Kind(StrEnum):
-    """What kind of fault the kernel reports."""
-
-    PANIC = "panic"
-    OOPS = "oops"
-    BUG = "bug"
-    WARNING = "warning"
-    KASAN = "kasan"
-    KMSAN = "kmsan"
-    KCSAN = "kcsan"
-    UBSAN = "ubsan"
-    KFENCE = "kfence"
-    LOCKDEP = "lockdep"
-    RCU_STALL = "rcu-stall"
-    SOFT_LOCKUP = "soft-lockup"
-    HARD_LOCKUP = "hard-lockup"
-    HUNG_TASK = "hung-task"
-    GENERAL_PROTECTION = "general-protection"
-    PAGE_FAULT = "page-fault"
-    REFCOUNT = "refcount"
-    LIST_CORRUPTION = "list-corruption"
-    OOM_KILL = "oom-kill"
-    DMAR_FAULT = "dmar-fault"
-    RESET = "reset"
-
-    @property
-    def severity(self) -> Severity:
-        """How bad it is."""
-        return _SEVERITIES.get(self, Severity.ERROR)
-
-
-class Severity(StrEnum):
-    """How bad a finding is."""
-
-    FATAL = "fatal"  # the kernel does not run any more
-    ERROR = "error"
-    WARNING = "warning"
-
-
-_SEVERITIES = {
-    Kind.PANIC: Severity.FATAL,
-    Kind.RESET: Severity.FATAL,
-    Kind.WARNING: Severity.WARNING,
-    Kind.LOCKDEP: Severity.WARNING,
-    Kind.KCSAN: Severity.WARNING,
-    Kind.OOM_KILL: Severity.WARNING,
-    Kind.DMAR_FAULT: Severity.WARNING,
-}
+from harness.verdict.kinds import Kind
 
 
 class Where(Enum):
@@ -86,6 +38,7 @@ class Header:
     confirm: bool = False  # whether it is only words until a line of a report follows
     die: bool = False  # whether it is the line that die() prints into a report that began before
     one_line: bool = False  # whether it is complete in itself
+    common: bool = False  # whether programs say it too: proof is needed where nothing has a stamp
 
 
 def _header(
@@ -100,10 +53,16 @@ _PREFIX = r"(?:(?:NMI )?watchdog: |rcu: |traps: |CPU ?\d+:? )*"
 _LOCKDEP = (
     r"possible circular locking dependency|possible irq lock inversion dependency"
     r"|possible recursive locking|possible deadlock|inconsistent lock state"
-    r"|[A-Z_]+-safe -> [A-Z_]+-unsafe lock order|bad unlock balance|bad contention"
+    r"|[A-Za-z_]+-safe -> [A-Za-z_]+-unsafe lock order|bad unlock balance|bad contention"
     r"|held lock freed|[Nn]ested lock was not taken|Invalid wait context"
     r"|lock held (?:when returning to user space|at task exit time)"
-    r"|.{1,40} still has locks held|trying to register non-static key|suspicious RCU usage"
+    r"|.{1,40} still has locks held|trying to register non-static key|suspicious (?:RCU usage|rcu_)"
+)
+
+#: What the kernel says after BUG: on a line that may stand alone.
+_BUG_WORDS = (
+    r"scheduling |sleeping function|using |Bad |non-zero |spinlock |rwlock |workqueue |Dentry "
+    r"|MAX_|key |looking up|mempool |(?:\S+ )?stack guard|memory leak|unable to handle|failure at"
 )
 
 #: In this order: the first that matches is the report's kind.
@@ -161,8 +120,8 @@ HEADERS: tuple[Header, ...] = (
     ),
     _header(
         Kind.HARD_LOCKUP,
-        "hard LOCKUP",
-        _PREFIX + r"(?:Watchdog |self-)?detected hard LOCKUP",
+        "LOCKUP",
+        _PREFIX + r"(?:(?:Watchdog |self-)?detected hard LOCKUP|NMI Watchdog detected LOCKUP)",
         "hard lockup in {where}",
         Where.IP,
     ),
@@ -213,7 +172,7 @@ HEADERS: tuple[Header, ...] = (
     _header(
         Kind.REFCOUNT,
         "refcount_t",
-        r"refcount_t(?: \w+)?: (?P<what>[^.;]*)",
+        r"refcount_t(?: \w+)?(?::| at )\s*(?P<what>[^.;]*)",
         "refcount: {what} in {where}",
         Where.FRAME,
     ),
@@ -225,7 +184,7 @@ HEADERS: tuple[Header, ...] = (
             "{what} corruption in {where}",
             Where.FRAME,
         )
-        for key in ("list_add", "list_del")
+        for key in ("corruption", "double add")
     ),
     _header(
         Kind.BUG,
@@ -242,8 +201,9 @@ HEADERS: tuple[Header, ...] = (
     ),
     _header(
         Kind.RCU_STALL,
-        "INFO: rcu",
-        _PREFIX + r"INFO: (?P<what>rcu\w*) (?:self-)?detected(?: expedited)? stall",
+        "INFO: ",
+        _PREFIX
+        + r"INFO: (?P<what>rcu\w*|RCU) (?:self-)?detected (?:expedited )?(?:stall|CPU \d+ stall)",
         "{what} stall in {where}",
         Where.IP,
     ),
@@ -287,9 +247,24 @@ HEADERS: tuple[Header, ...] = (
     _header(
         Kind.WARNING,
         "WARNING: ",
-        r"WARNING: (?:CPU: \d+ PID: \d+\b|at [\w./+-]+\.[chS]\b|kernel stack (?:regs|frame)\b)",
+        r"WARNING: (?:CPU: \d+ PID: \d+\b|at [\w./+-]+\.[chS]\b)",
         "WARNING in {where}",
         Where.IP,
+        confirm=True,
+    ),
+    _header(
+        Kind.WARNING,
+        "WARNING: ",
+        r"WARNING: kernel stack (?P<what>regs|frame pointer) .*\bhas bad\b",
+        "WARNING: kernel stack {what} has bad value",
+        trace=False,
+    ),
+    _header(  # v2.6
+        Kind.WARNING,
+        "Badness ",
+        r"Badness (?:in (?P<func>\w+) )?at (?P<file>[\w./+-]+\.[ch]):(?P<line>\d+)",
+        "WARNING in {where} ({file}:{line})",
+        Where.HEADER,
         confirm=True,
     ),
     _header(  # the rest of the line was lost
@@ -309,9 +284,16 @@ HEADERS: tuple[Header, ...] = (
     _header(
         Kind.OOM_KILL,
         "ut of memory",
-        r"(?:Memory cgroup o|O)ut of memory(?: \(\w+\))?: Kill(?:ed)? process",
+        r"(?:Memory cgroup o|O)ut of memory(?: \(\w+\))?: [Kk]ill(?:ed)? process",
         "out of memory: killed {where}",
         trace=False,
+    ),
+    *(
+        _header(Kind.OOM_KILL, key, regex, "out of memory: killed {where}", trace=False)
+        for key, regex in (
+            ("Killed process", r"Killed process \d+,? \(.*\),? (?:UID \d+,? )?(?:total-vm|vsz):"),
+            ("oom-kill:constraint", r"oom-kill:constraint="),
+        )
     ),
     _header(
         Kind.DMAR_FAULT,
@@ -372,10 +354,60 @@ HEADERS: tuple[Header, ...] = (
     ),
     _header(
         Kind.BUG,
+        "BUG: memory leak",
+        r"BUG: memory leak",
+        "memory leak in {where}",
+        Where.FRAME,
+    ),
+    _header(  # kmemleak
+        Kind.BUG,
+        "unreferenced object 0x",
+        r"unreferenced object 0x[0-9a-f]{8,16} \(size \d+\)",
+        "memory leak in {where}",
+        Where.FRAME,
+    ),
+    _header(
+        Kind.BUG,
+        "BUG:",
+        _PREFIX + rf"(?:\[ )?BUG: (?P<what>(?:{_BUG_WORDS}).*?)(?: \])?$",
+        "BUG: {what}",
+        trace=False,
+    ),
+    _header(
+        Kind.BUG,
         "BUG:",
         _PREFIX + r"(?:\[ )?BUG:(?: (?P<what>.+?))?(?: \])?$",
         "BUG: {what}",
         trace=False,
+        common=True,
+    ),
+    _header(
+        Kind.BUG,
+        "Bad page",
+        r"Bad page (?P<what>state|map) in process",
+        "BUG: Bad page {what}",
+        trace=False,
+    ),
+    _header(
+        Kind.BUG,
+        "pagealloc: ",
+        r"pagealloc: (?P<what>memory corruption|single bit error)",
+        "pagealloc: {what}",
+        confirm=True,
+    ),
+    _header(
+        Kind.BUG,
+        "slab error in",
+        r"slab error in (?P<what>\w+)\(\): ",
+        "slab error in {what}",
+        trace=False,
+    ),
+    _header(
+        Kind.BUG,
+        "Kernel bug detected",
+        r"Kernel bug detected\[#\d+\]",
+        "BUG in {where}",
+        Where.IP,
     ),
     _header(
         Kind.OOPS,
@@ -418,15 +450,3 @@ NOT_A_HEADER = re.compile(
     r"BUG: (?:no syscalls can create|[a-z]+ is deprecated)|BUG \S+ \(.*\): kasan: bad access"
     r"|INFO: (?:lockdep is turned off|Stall ended before|NMI handler|sys_)"
 )
-
-
-#: Keys whose lines hold another trigger anyway: BUG:, INFO: or "nable to handle".
-_IMPLIED = {":", "soft lockup", "NULL pointer dereference"}
-
-
-def triggers() -> tuple[bytes, ...]:
-    """Return the literals to scan for, as few as will do: every header has at least one of them."""
-    keys = {header.key for header in HEADERS} - _IMPLIED
-    keys |= {"INFO: ", "BUG:", "---[ ", *BANNER_KEYS}
-    short = {key for key in keys if not any(other in key for other in keys if other != key)}
-    return tuple(sorted(key.encode() for key in short))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from harness.verdict import titles
 from harness.verdict.finding import Finding
+from harness.verdict.kinds import Kind
 from harness.verdict.logline import Line
-from harness.verdict.patterns import END, END_KEY, HEADERS, NOT_A_HEADER, UNMISTAKABLE, Header, Kind
+from harness.verdict.patterns import END, END_KEY, HEADERS, NOT_A_HEADER, UNMISTAKABLE, Header
 
 #: Lines of one report that are kept.
 _MAX_LINES = 400
@@ -16,7 +17,9 @@ _MAX_LINES = 400
 _MAX_GAP = 40
 _MAX_GAP_OOM = 250
 #: After so many lines without a sign of a report, a header was only words.
-CONFIRM_WITHIN = 12
+_PATIENCE = 12
+#: A panic's trace comes late where other CPUs still speak; two dozen lines without it are no panic.
+_PATIENCE_PANIC = 24
 #: Signs that the kernel is really reporting.
 _BODY = re.compile(
     r"Call [Tt]race|[Bb]acktrace|\+0x[0-9a-f]+/0x[0-9a-f]+|Modules linked in|---\[ end"
@@ -121,7 +124,12 @@ class Splat:
     @property
     def complete(self) -> bool:
         """Whether no more lines should be taken."""
-        return self.room <= 0 or (not self.steady and self.seen > CONFIRM_WITHIN)
+        return self.room <= 0 or (not self.steady and self.seen > self.patience)
+
+    @property
+    def patience(self) -> int:
+        """Lines within which a sign of a report has to come."""
+        return _PATIENCE_PANIC if self.kind is Kind.PANIC else _PATIENCE
 
     @property
     def room(self) -> int:
@@ -175,7 +183,9 @@ class Splat:
         ):
             self.second = True
         elif header.kind is self.kind is Kind.OOM_KILL and header.key != self.header.key:
-            self.ended = header.key == "ut of memory"
+            self.ended = "Killed process" in line.text
+        elif header.key == "unreferenced object 0x" and self.header.key == "BUG: memory leak":
+            pass
         elif header.kind is self.kind is Kind.HUNG_TASK and header.key != self.header.key:
             pass  # the second line of a header whose task's name holds a newline
         else:
@@ -189,7 +199,7 @@ class Splat:
 
         ``at_end`` tells that the stream ended within it.
         """
-        cut_short = at_end and not self.strict and self.seen <= CONFIRM_WITHIN
+        cut_short = at_end and not self.strict and self.seen <= _PATIENCE
         cut_short = cut_short and (self.line.stamped or not log_is_stamped)
         if not self.confirmed and (self.header is None or (self.needs_proof and not cut_short)):
             return None
@@ -218,6 +228,7 @@ def header_of(text: str) -> tuple[Header, re.Match[str]] | None:
     One in the middle of a line counts only where its words are the kernel's alone: a prompt or
     half a line of another CPU may stand before it.  Its match does not begin at 0.
     """
+    text = text.rstrip()
     found = _header_at(text, len(text) - len(text.lstrip(" \t=*")))
     if found is None:
         inner = UNMISTAKABLE.search(text)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from harness.verdict.patterns import Header, Kind, Where
+from harness.verdict.kinds import Kind
+from harness.verdict.patterns import Header, Where
 
 _IP = re.compile(
     r"(?:\b[ER]?IP(?: is at|:)?|\bNIP:?|\bPC is at|\bpc :|\bepc ?:|\bera ?:|Krnl PSW ?:.*\()"
@@ -16,7 +17,10 @@ _TRACE = re.compile(r"Call [Tt]race:|[Bb]acktrace:|<TASK>|Call Trace")
 _FRAME = re.compile(
     r"^[\s\[\]<>0-9a-fx]*?(?P<unsure>\? )?(?P<func>[A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+"
 )
-_LOCK = re.compile(r"(?:, |\s)at: (?:\[<[0-9a-f]+>\] )?(?P<func>[A-Za-z_][\w.]*)")
+_LOCK = re.compile(
+    r"(?:, |\s)at: (?:\[<[0-9a-f]+>\] )?(?P<func>[A-Za-z_][\w.]*)"
+    r"|^\[<[0-9a-f]+>\] (?P<below>[A-Za-z_][\w.]*)\+0x"  # on the line below "release lock at:"
+)
 _KILLED = re.compile(r"Kill(?:ed)? process \d+ \((?P<func>[^)]*)\)|,task=(?P<task>[^,]+),pid=")
 
 #: Functions that report, not those reported on.
@@ -25,9 +29,12 @@ _REPORTERS = re.compile(
     r"|handle_overflow|kasan|kmsan|kfence|asan|msan|check_memory_region|lock_acquire|lock_release"
     r"|lockdep|check_|mark_lock|validate_chain|register_lock|might_|___might|refcount_|list_|bad_page"
     r"|invalid_op|do_error_trap|do_trap|die|oops|slab_err|object_err|usercopy|nmi_|show_regs|rcu_"
-    r"|sched_|update_process_times|tick_|hrtimer|sysvec_|asm_sysvec|mem(?:cpy|set|move|cmp)|str"
+    r"|del_timer|timer_delete|cancel_work|flush_work|kmemleak|create_object|k[mzc]alloc|__kmalloc"
+    r"|kmem_cache_alloc|(?:smp_)?(?:local_)?apic_timer|sched_|update_process_times|tick_|hrtimer|sysvec_|asm_sysvec|mem(?:cpy|set|move|cmp)|str"
     r"|try_to_wake|raw_spin|spin_|mutex_|down_|up_)"
 )
+#: Functions in which the CPU is for somebody else's reason.
+_HELPERS = re.compile(r"_{2}(?:x86_indirect_thunk|sanitizer_cov|asan_|msan_|hwasan_)|kmsan_|kasan_")
 #: Functions in which a task sleeps for somebody else's reason.
 _SLEEPERS = re.compile(
     r"_{0,3}(?:(?:io_|preempt_)?schedule|wait|do_wait|bit_wait|out_of_line_wait|folio_wait|folio_lock"
@@ -50,7 +57,7 @@ def instruction_pointer(lines: Sequence[str]) -> str | None:
     """Return the function that the first instruction pointer lies in."""
     for line in lines:
         match = _IP.search(line) if "+0x" in line else None
-        if match:
+        if match and not _HELPERS.match(match["func"]):
             return base(match["func"])
     return None
 
@@ -73,7 +80,7 @@ def _lock(lines: Sequence[str]) -> str | None:
     for line in lines:
         match = _LOCK.search(line)
         if match:
-            return base(match["func"])
+            return base(match["func"] or match["below"])
     return frame(lines)
 
 
