@@ -62,6 +62,46 @@ NOISE = [
     "Kernel command line: panic=-1 oops=panic softlockup_panic=1",
     "kvm: no hardware support",
     "stress: page allocation failure: order:4, mode:0x40cc0(GFP_KERNEL|__GFP_COMP)",
+    "WARNING: Unprivileged eBPF is on, data leaks possible via Spectre v2 BHB attacks",
+    "WARNING: The mand mount option is deprecated and",
+    "WARNING: workqueue cpumask: online intersect > possible intersect",
+    "pktgen: WARNING: trying to remove a running interface, stopping it now",
+    "EXT4-fs (pmem0): INFO: recovery required on readonly filesystem",
+    "BUG UNIX (Not tainted): kasan: bad access detected",
+    "unchecked MSR access error: WRMSR to 0x1a4 (tried to write 0x0f) at rIP: 0xffff (f+0x1/0x2)",
+    "mce: [Hardware Error]: Machine check events logged",
+    "EDAC MC0: Giving out device to module sb_edac controller",
+    "Warning: unable to open an initial console.",
+    "ata1.00: failed command: READ FPDMA QUEUED",
+    "check: Scanning for low memory corruption every 60 seconds",
+    "Memory failure: 0x1f: Sending SIGBUS to app:3 due to hardware memory corruption",
+    "page_owner: memory corruption is not what this says",
+    "oom_reaper: reaped process 77 (hog), now anon-rss:0kB, file-rss:0kB, shmem-rss:0kB",
+]
+#: A message, its kind and a word of its title, each as printk says it.
+ALONE = [
+    ("BUG: Bad rss-counter state mm:000000001234abcd type:MM_ANONPAGES val:3", "bug", "rss"),
+    (
+        "WARNING: kernel stack regs at 0123456789abcdef in x:3 has bad 'bp' value 0",
+        "warning",
+        "reg",
+    ),
+    ("INFO: RCU detected CPU 1 stall (t=2500 jiffies)", "rcu-stall", "stall"),
+    ("NMI Watchdog detected LOCKUP on CPU 1, ip c0123456, registers:", "hard-lockup", "lockup"),
+    ("[ INFO: hard-safe -> hard-unsafe lock order detected ]", "lockdep", "unsafe"),
+    ("[ INFO: suspicious rcu_dereference_check() usage. ]", "lockdep", "rcu_"),
+    ("refcount_t overflow at put_it+0x1/0x2 in x[3], uid/euid: 0/0", "refcount", "put_it"),
+    ("Kernel bug detected[#1]:", "bug", "BUG"),
+    ("Bad page state in process 'x'", "bug", "Bad page"),
+    ("slab error in verify_redzone_free(): cache `x': memory outside object", "bug", "redzone"),
+    ("VFS: Close: file count is 0", "bug", "reference"),
+    ("INFO: Freed in put_it+0x1/0x2 age=3 cpu=1 pid=7", "bug", "put_it"),
+    ("unreferenced object 0xffff888001234560 (size 64):", "bug", "leak"),
+    ("Killed process 77 (hog) total-vm:1kB, anon-rss:1kB, file-rss:0kB", "oom-kill", "hog"),
+    ("WARNING: CPU: 0 PID: 1 at rust/kernel/dax.rs:12 drop_it+0x1/0x2", "warning", "drop_it"),
+    ("WARNING: CPU: 0 PID: 1 at /home/me@work/fs/dax.c:12 f+0x1/0x2", "warning", "fs/dax.c:12"),
+    ("Unable to handle kernel paging request at virtual address 1f   ", "page-fault", "fault"),
+    ("kernel: " + DMAR, "dmar-fault", "Write"),
 ]
 
 
@@ -70,6 +110,90 @@ def test_noise_is_no_finding(line: str) -> None:
     more = [f"line {number}" for number in range(20)]
     assert kinds(line, *more) == []
     assert kinds(line) == []
+
+
+@pytest.mark.parametrize(("line", "kind", "word"), ALONE)
+def test_a_header_alone_is_enough(line: str, kind: str, word: str) -> None:
+    for stamp in (STAMP, "[   12.345678][  T123] ", "<4>" + STAMP):
+        (finding,) = classify([STAMP + "boot", stamp + line])
+        assert finding.kind.value == kind
+        assert word in finding.title
+
+
+def test_what_a_program_wrote_into_the_kernel_log_is_no_finding() -> None:
+    later = [f"{STAMP}line {number}" for number in range(30)]
+    for level in ("<12>", "user  :warn  : ", "daemon:warn  : "):
+        words = [f"{level}{STAMP}{line}" for line in ("BUG: mine", WARNING[0], "refcount_t: mine;")]
+        assert classify([STAMP + "boot", *words, *later]) == []
+    assert (
+        classify(["12,339,5140900,-;BUG: mine", *(f"6,340,5140901,-;{n}" for n in range(30))]) == []
+    )
+
+
+def test_words_of_a_program_are_no_finding_in_a_log_without_stamps() -> None:
+    later = [f"line {number}" for number in range(30)]
+    for words in (
+        "BUG: mine",
+        "WARNING: mine",
+        "INFO: task done",
+        "Kernel panic - not syncing: no",
+    ):
+        assert classify(["boot", words, *later]) == []
+    assert [
+        f.kind.value for f in classify(["boot", "BUG: Bad page state in process x", *later])
+    ] == ["bug"]
+
+
+def test_a_panic_may_be_proven_late() -> None:
+    noise = [f"other CPU says {number}" for number in range(20)]
+    assert kinds("Kernel panic - not syncing: x", *noise, *BODY) == ["panic"]
+
+
+def test_a_boot_proves_the_words_of_a_panic() -> None:
+    boot = [
+        "[    0.000000] Linux version 6.1.0 (x)",
+        *(f"[    {n / 1000:.6f}] line {n}" for n in range(1, 200)),
+    ]
+    words = "[   50.000000] Kernel panic - not syncing: x"
+    assert classify([*boot, words, *boot]) == []  # a program prints both
+    other = [line.replace("line", "another") for line in boot]
+    assert [f.kind.value for f in classify([*boot, words, *other])] == ["panic"]
+
+
+def test_an_archive_of_many_boots_is_no_reset() -> None:
+    prefix = "Mar  3 04:05:06 bench kernel: "
+    boot = [f"{prefix}[    {n / 10:.6f}] line {n}" for n in range(200)]
+    boot[0] = prefix + "[    0.000000] Linux version 6.1.0 (x)"
+    assert classify([*boot, *boot, *boot]) == []
+
+
+def test_an_old_oom_kill_is_one_finding() -> None:
+    lines = [
+        "hog invoked oom-killer: gfp_mask=0x201da, order=0, oom_adj=0",
+        *BODY,
+        "Mem-Info:",
+        "Out of memory: kill process 77 (hog) score 9 or a child",
+        "Killed process 77 (hog) vsz:1kB, anon-rss:1kB, file-rss:0kB",
+        "systemd invoked nothing",
+    ]
+    assert kinds(*lines) == ["oom-kill"]
+
+
+def test_a_memory_leak_is_named_by_its_caller() -> None:
+    lines = [
+        "BUG: memory leak",
+        "unreferenced object 0xffff888001234560 (size 64):",
+        '  comm "x", pid 3, jiffies 4294937296',
+        "  backtrace:",
+        "    [<ffffffff81234567>] kmemleak_alloc+0x1/0x2",
+        "    [<ffffffff81234567>] kmalloc_trace+0x1/0x2",
+        "    [<ffffffff81234567>] nd_label_alloc+0x1/0x2",
+    ]
+    for stamp in (STAMP, ""):
+        found = classify([stamp + line for line in lines])
+        assert [(f.kind.value, f.title) for f in found] == [
+            ("bug", "memory leak in nd_label_alloc")
+        ]
 
 
 def test_words_of_a_program_without_a_stamp_are_no_finding_in_a_stamped_log() -> None:

@@ -1,7 +1,9 @@
 """The classifier on whole logs: crashes that must be found, clean logs that must stay so."""
 
 import random
+import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,60 @@ def test_a_stream_may_be_cut_anywhere(path: Path) -> None:
     whole = stream(data, [data])
     assert stream(data, cut(data, 1)) == whole
     assert stream(data, cut(data, 2)) == whole
+
+
+#: printk's plain stamp, which each dress replaces.
+PLAIN = re.compile(r"(?m)^\[ *(\d+)\.(\d{6})\](?:\[ *([TC]\d+)\])? ")
+DRESSES: dict[str, str | Callable[[re.Match[str]], str]] = {
+    "none": "",
+    "syslog": "Mar  3 04:05:06 bench kernel: ",
+    "syslog with stamp": "Mar  3 04:05:06 bench kernel: \\g<0>",
+    "busybox": "Mar  3 04:05:06 bench kern.warn kernel: \\g<0>",
+    "journalctl": "Mar 03 04:05:06 bench kernel: ",
+    "journalctl -o short-precise": "Mar 03 04:05:06.123456 bench kernel: ",
+    "journalctl -o short-iso": "2026-03-03T04:05:06+0100 bench kernel: ",
+    "journalctl -o short-full": "Tue 2026-03-03 04:05:06 CET bench kernel: ",
+    "journalctl -o short-monotonic": "\\g<0>bench kernel: ",
+    "journalctl -o short-unix": "1772507106.123456 bench kernel: ",
+    "kernel alone": "kernel: ",
+    "dmesg -T": "[Tue Mar  3 04:05:06 2026] ",
+    "dmesg -d": "[<    0.000012>] ",
+    "dmesg -H": "[  +0.000012] ",
+    "dmesg -e": "[Mar 3 04:05] ",
+    "dmesg -r": "<4>\\g<0>",
+    "dmesg -x": "kern  :warn  : \\g<0>",
+    "dmesg -x -T": "kern  :warn  : [Tue Mar  3 04:05:06 2026] ",
+    "dmesg --time-format=iso": "2026-03-03T04:05:06,123456+01:00 ",
+    "/dev/kmsg": lambda m: f"4,{m[2]},{int(m[1])}{m[2]},-;",
+    "console server": "2026-03-03 04:05:06.789 ttyS0 \\g<0>",
+    "amlogic": lambda m: f"[{m[1]:>5}.{m[2]}@0] ",
+    "mediatek": lambda m: f"[{m[1]:>5}.{m[2]}]  (0)[123:kworker/0:1]",
+    "samsung": lambda m: f"[{m[1]:>5}.{m[2]}]  [0:  kworker/0:1:  123] ",
+    "colours": "\x1b[32m\\g<0>\x1b[0m\x1b[33m",
+}
+#: Logs of one CPU at a time whose lines all have the plain stamp.
+DRESSED = [path for path in CRASHES if len(PLAIN.findall(path.read_text(errors="replace"))) > 3]
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+def test_crash_is_found_in_every_dress(dress: str) -> None:
+    for path in DRESSED:
+        text = path.read_text(errors="replace")
+        if "Linux version" in text or "interleaved" in path.stem or path.stem == "two-cpus":
+            continue
+        data = PLAIN.sub(DRESSES[dress], text).encode()
+        kinds = {finding.kind.value for finding in stream(data, [data])}
+        assert kinds >= {EXPECTED[path.stem][0][0]}, path.stem
+
+
+@pytest.mark.parametrize("stem", ["kasan-uaf", "hung-task", "kernel-bug", "oom", "two-cpus"])
+def test_a_log_cut_at_any_byte_shows_its_report_once_the_header_is_whole(stem: str) -> None:
+    data = (LOGS / "crash" / f"{stem}.log").read_bytes()[:3000]
+    kind, _ = EXPECTED[stem][0]
+    found_at = next(n for n in range(len(data)) if stream(data[:n], [data[:n]]))
+    line_end = data.index(b"\n", found_at - 1)
+    for end in range(line_end, len(data)):
+        assert kind in [finding.kind.value for finding in stream(data[:end], [data[:end]])]
 
 
 @pytest.mark.parametrize("path", CLEAN, ids=lambda path: path.stem)

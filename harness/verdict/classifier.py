@@ -168,6 +168,9 @@ class Classifier:
 
     def _candidate(self, raw: bytes, block: bytes, position: int) -> None:
         for line in messages(raw):
+            if line.program:
+                self._follow(line)
+                continue
             if BANNER.match(line.text):
                 archived = b" kernel: " in raw
                 self._banner(line, block, position, archived=archived)

@@ -20,13 +20,13 @@ _STAMP = re.compile(
 #: What a journal or a phone's kernel puts between stamp and message: the word kernel, CPU and task.
 _TAG = re.compile(
     r"(?:\S{1,64} )?kernel: ?"
-    r"|(?:<\d>)?\.?\(\d+\)\[\d+:[^\]]{1,30}\] ?"  # (0)[123:comm]
+    r"| ?(?:<\d>)?\.?\(\d+\)\[\d+:[^\]]{1,30}\] ?"  # (0)[123:comm]
     r"| ?\[\d{1,2}: *[^\]]{1,30}: *\d+\] ?"  # [2:  comm:  123]
     r"|c\d{1,2} +\d+ "
 )
 _DATE = (
     r"(?:(?:\w{3} )?\w{3} +\d+ [\d:]{8}(?:\.\d+)?(?: \d{4})?"
-    r"|\d{4}-\d\d-\d\d[T ][\d:]{8}\S*"
+    r"|(?:\w{3} )?\d{4}-\d\d-\d\d[T ][\d:]{8}\S*"
     r"|\d{9,10}\.\d{6})"
 )
 #: Without printk's own stamp: dmesg -T, dmesg -d, dmesg -H, dmesg --time-format=iso, syslog, the
@@ -60,6 +60,7 @@ class Line(NamedTuple):
     stamped: bool
     time: float | None  # seconds since the kernel's start
     caller: str  # T123 (a task), C0 (a CPU) or nothing
+    program: bool = False  # whether a program wrote it into the kernel's log
 
 
 def clean(raw: bytes) -> str:
@@ -76,13 +77,13 @@ def parse(text: str) -> Line:
     if match:
         end = match.end()
         tag = _TAG.match(text, end)
-        kernel = int(match["level"] or 0) < _FACILITIES and not _PROGRAM.match(text)
+        program = int(match["level"] or 0) >= _FACILITIES or _PROGRAM.match(text) is not None
         said = text[tag.end() if tag else end :]
-        return Line(said, kernel, float(match["time"]), match["caller"] or "")
+        return Line(said, not program, float(match["time"]), match["caller"] or "", program)
     match = _OTHER.match(text)
     if match:
-        kernel = int(match["level"] or match["record"] or 0) < _FACILITIES
-        return Line(text[match.end() :], kernel, None, match["caller"] or "")
+        program = int(match["level"] or match["record"] or 0) >= _FACILITIES
+        return Line(text[match.end() :], not program, None, match["caller"] or "", program)
     return Line(text, False, None, "")
 
 

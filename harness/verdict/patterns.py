@@ -38,6 +38,7 @@ class Header:
     confirm: bool = False  # whether it is only words until a line of a report follows
     die: bool = False  # whether it is the line that die() prints into a report that began before
     one_line: bool = False  # whether it is complete in itself
+    part: bool = False  # whether it is a line of whatever report is open
     common: bool = False  # whether programs say it too: proof is needed where nothing has a stamp
 
 
@@ -49,6 +50,9 @@ def _header(
 
 #: The message is not the first thing on its line: these prefixes are the kernel's own.
 _PREFIX = r"(?:(?:NMI )?watchdog: |rcu: |traps: |CPU ?\d+:? )*"
+
+#: A file of the kernel's source.
+_SOURCE = r"[^\s:]+\.(?:[chS]|rs)"
 
 _LOCKDEP = (
     r"possible circular locking dependency|possible irq lock inversion dependency"
@@ -232,7 +236,7 @@ HEADERS: tuple[Header, ...] = (
     _header(
         Kind.WARNING,
         "WARNING: ",
-        r"WARNING: (?:CPU: \d+ PID: \d+ )?at (?P<file>[\w./+-]+\.[chS])(?::(?P<line>\d+))?"
+        rf"WARNING: (?:CPU: \d+ PID: \d+ )?at (?P<file>{_SOURCE})(?::(?P<line>\d+))?"
         r"(?: (?P<func>[A-Za-z_][\w.]*)(?:\+|\())?",
         "WARNING in {where} ({file}:{line})",
         Where.HEADER,
@@ -240,14 +244,14 @@ HEADERS: tuple[Header, ...] = (
     _header(  # since v6.18
         Kind.WARNING,
         "WARNING: ",
-        r"WARNING: (?:\[.*\] )?(?P<file>[\w./+-]+\.[chS]):(?P<line>\d+) at (?P<func>[\w.]+)",
+        rf"WARNING: (?:\[.*\] )?(?P<file>{_SOURCE}):(?P<line>\d+) at (?P<func>[\w.]+)",
         "WARNING in {where} ({file}:{line})",
         Where.HEADER,
     ),
     _header(
         Kind.WARNING,
         "WARNING: ",
-        r"WARNING: (?:CPU: \d+ PID: \d+\b|at [\w./+-]+\.[chS]\b)",
+        rf"WARNING: (?:CPU: \d+ PID: \d+\b|at {_SOURCE}\b)",
         "WARNING in {where}",
         Where.IP,
         confirm=True,
@@ -395,6 +399,22 @@ HEADERS: tuple[Header, ...] = (
         "pagealloc: {what}",
         confirm=True,
     ),
+    _header(  # the rest of SLUB's report was lost
+        Kind.BUG,
+        " age=",
+        r"(?:INFO: )?(?:Allocated|Freed) in (?P<func>[\w.]+)\S* age=\d+ cpu=\d+ pid=",
+        "BUG: a slab object of {where}",
+        Where.HEADER,
+        part=True,
+    ),
+    _header(
+        Kind.BUG,
+        "file count is",
+        r"VFS: Close: file count is (?:0|zero)",
+        "VFS: close of a file without a reference",
+        trace=False,
+        one_line=True,
+    ),
     _header(
         Kind.BUG,
         "slab error in",
@@ -431,7 +451,8 @@ BANNER = re.compile(r"(?:Linux version \d+\.\d+|(?:.*\. )?Booting the kernel\.)"
 BANNER_KEYS = ("Linux version ", "Booting the kernel.")
 #: Words that explain a reset.
 ASKED_FOR = re.compile(
-    rb"reboot: |[Rr]estarting system|[Rr]ebooting|Emergency (?:Restart|Remount)|sysrq: Resetting"
+    rb"reboot: |-- (?:Re)?[Bb]oot|resetting \.\.\.|[Rr]estarting system|[Rr]ebooting"
+    rb"|Emergency (?:Restart|Remount)|sysrq: Resetting"
     rb"|[Pp]ower(?:ing)?[ -](?:off|down)|going down for|[Ss]hutting down|kexec|System halted"
 )
 

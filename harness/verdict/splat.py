@@ -148,7 +148,7 @@ class Splat:
 
     def owns(self, line: Line) -> bool:
         """Tell whether a line without a header is part of it."""
-        if line.stamped != self.line.stamped:
+        if line.program or line.stamped != self.line.stamped:
             return False
         if line.caller == self.line.caller:
             return True
@@ -172,7 +172,9 @@ class Splat:
             return True
         dies = header.die or (header.kind is Kind.GENERAL_PROTECTION and "[#" in line.text)
         around = header.kind is Kind.WARNING or header.key == "ernel BUG"
-        if dies and self.kind in _DYING and not self.died:
+        if header.part:
+            pass
+        elif dies and self.kind in _DYING and not self.died:
             self.died = True
         elif (
             around

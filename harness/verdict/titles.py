@@ -9,7 +9,7 @@ from harness.verdict.kinds import Kind
 from harness.verdict.patterns import Header, Where
 
 _IP = re.compile(
-    r"(?:\b[ER]?IP(?: is at|:)?|\bNIP:?|\bPC is at|\bpc :|\bepc ?:|\bera ?:|Krnl PSW ?:.*\()"
+    r"(?:\b[ER]?IP(?: is at|:)?|\bNIP:?|\bPC is at|\bpc *:|\bepc *:|\bera *:|Krnl PSW ?:.*\()"
     r"[^A-Za-z_]*(?:[0-9a-f]{4}:)?(?:\s*(?:\[?<?[0-9a-fx]+>?\]?|[0-9a-f]{8,16})\s)*"
     r"\s*\[?<?(?:[0-9a-f]{8,16}>\] )?(?P<func>[A-Za-z_][\w.]*)\+0x"
 )
