@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import crosstalk, guests, peers
+from benchmarks import classify, crosstalk, guests, peers
 from benchmarks.figures import Figure, lines, ratio
 from harness import paths, ui
 from harness.errors import HarnessError
@@ -57,7 +57,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _measure(lab: Lab, folder: Path, args: argparse.Namespace, shown: ui.Progress) -> list[Figure]:
-    figures: list[Figure] = []
+    shown.say("classifier")
+    figures = classify.classifier(args.runs)
     shown.say("clones")
     figures += guests.clones(lab, folder / "clones", args.runs)
     first = next(figure for figure in figures if "first SSH" in figure.name)

@@ -35,6 +35,7 @@ _BULK = 4096
 _PARTIAL = 64 << 10
 _LOOK_BACK = 16 << 10
 _BOOT_KEPT = 48 << 10
+_EXPLAINED_WITHIN = 6000
 
 _KERNEL_STAMP = re.compile(rb"(?:^|\n)[^\n]{0,60}\[ *\d+\.\d{6}\](?: |\[)")
 _ANY_STAMP = re.compile(rb"\[ *(\d{1,9}\.\d{6})\]")
@@ -304,7 +305,8 @@ class Classifier:
         before = before[max(0, before.rfind(BANNER_KEYS[0].encode())) :]
         stamps = [float(stamp) for stamp in _ANY_STAMP.findall(before)[-200:]]
         again = any(stamps) or (self._boots > 0 and full)
-        explained = self._panicked or archived or ASKED_FOR.search(before[-6000:]) is not None
+        recent = before[-_EXPLAINED_WITHIN:]
+        explained = self._panicked or archived or any(word in recent for word in ASKED_FOR)
         self._boots += full
         if not again:
             self._first_boot = b""

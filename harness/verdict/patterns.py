@@ -449,11 +449,12 @@ END_KEY = "---[ end "
 #: A new boot of the kernel; see Classifier for which of them is unexpected.
 BANNER = re.compile(r"(?:Linux version \d+\.\d+|(?:.*\. )?Booting the kernel\.)")
 BANNER_KEYS = ("Linux version ", "Booting the kernel.")
-#: Words that explain a reset.
-ASKED_FOR = re.compile(
-    rb"reboot: |-- (?:Re)?[Bb]oot|resetting \.\.\.|[Rr]estarting system|[Rr]ebooting"
-    rb"|Emergency (?:Restart|Remount)|sysrq: Resetting"
-    rb"|[Pp]ower(?:ing)?[ -](?:off|down)|going down for|[Ss]hutting down|kexec|System halted"
+#: Words that explain a reset; one of them before it is enough.
+ASKED_FOR = (
+    *(b"reboot: ", b"Rebooting", b"rebooting", b"-- Boot", b"-- Reboot", b"resetting ..."),
+    *(b"estarting system", b"Emergency Restart", b"Emergency Remount", b"sysrq: Resetting"),
+    *(b"ower off", b"ower-off", b"ower down", b"owering off", b"owering down", b"going down for"),
+    *(b"hutting down", b"kexec", b"System halted"),
 )
 
 #: Words that stand for a report even in the middle of a line, where its lines follow.

@@ -36,8 +36,8 @@ def _triggers() -> tuple[Trigger, ...]:
     """Return what to scan for, as little as will do: every header's line holds one of them."""
     keys = {header.key for header in HEADERS} - _IMPLIED
     keys |= {CUT_HERE, END_KEY, *BANNER_KEYS}
-    covered = {word.rstrip() for words in _NEEDLES.values() for word in words} | {"INFO:"}
-    keys = {key for key in keys if key.rstrip() not in covered}
+    covered = ("INFO:", *(word for words in _NEEDLES.values() for word in words))
+    keys = {key for key in keys if not any(word.rstrip() in key for word in covered)}
     short = {key for key in keys if not any(other in key for other in keys if other != key)}
     return (
         *(Trigger(key.encode(), (), 0) for key in sorted(short)),
