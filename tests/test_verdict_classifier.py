@@ -100,6 +100,7 @@ ALONE = [
     ("Killed process 77 (hog) total-vm:1kB, anon-rss:1kB, file-rss:0kB", "oom-kill", "hog"),
     ("WARNING: CPU: 0 PID: 1 at rust/kernel/dax.rs:12 drop_it+0x1/0x2", "warning", "drop_it"),
     ("WARNING: CPU: 0 PID: 1 at /home/me@work/fs/dax.c:12 f+0x1/0x2", "warning", "fs/dax.c:12"),
+    ("WARNING: at ffffff9e01234567 [verbose debug info unavailable]", "warning", "WARNING"),
     ("Unable to handle kernel paging request at virtual address 1f   ", "page-fault", "fault"),
     ("kernel: " + DMAR, "dmar-fault", "Write"),
 ]

@@ -83,6 +83,7 @@ DRESSES: dict[str, str | Callable[[re.Match[str]], str]] = {
     "/dev/kmsg": lambda m: f"4,{m[2]},{int(m[1])}{m[2]},-;",
     "console server": "2026-03-03 04:05:06.789 ttyS0 \\g<0>",
     "amlogic": lambda m: f"[{m[1]:>5}.{m[2]}@0] ",
+    "qualcomm": "\\g<0>[    7.654321]@1 ",
     "mediatek": lambda m: f"[{m[1]:>5}.{m[2]}]  (0)[123:kworker/0:1]",
     "samsung": lambda m: f"[{m[1]:>5}.{m[2]}]  [0:  kworker/0:1:  123] ",
     "colours": "\x1b[32m\\g<0>\x1b[0m\x1b[33m",

@@ -12,10 +12,10 @@ LIMIT = 4096
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 #: <6>[   12.345678][  T123] and all that is left out of it by configuration or added by a vendor:
-#: [12.345678@0], [12.345678 <0.000012>], [12.345678 / 03-04 05:06:07.8].
+#: [12.345678@0], [12.345678 <0.000012>], [12.345678 / 03-04 05:06:07.8], [12.345] [12.345678]@0.
 _STAMP = re.compile(
     r"(?:<(?P<level>\d{1,3})>)?\[ *(?P<time>\d{1,9}\.\d{1,6})(?:[@ ][^\]\[]{1,40})?\]"
-    r"(?: ?\[ *(?P<caller>[TC]\d{1,8})\])? ?"
+    r"(?: \[ *\d{1,9}\.\d{6}\]@\d)?(?: ?\[ *(?P<caller>[TC]\d{1,8})\])? ?"
 )
 #: What a journal or a phone's kernel puts between stamp and message: the word kernel, CPU and task.
 _TAG = re.compile(
@@ -23,6 +23,7 @@ _TAG = re.compile(
     r"| ?(?:<\d>)?\.?\(\d+\)\[\d+:[^\]]{1,30}\] ?"  # (0)[123:comm]
     r"| ?\[\d{1,2}: *[^\]]{1,30}: *\d+\] ?"  # [2:  comm:  123]
     r"|c\d{1,2} +\d+ "
+    r"|\[ *\d{1,9}\.\d{6}\]@\d "
 )
 _DATE = (
     r"(?:(?:\w{3} )?\w{3} +\d+ [\d:]{8}(?:\.\d+)?(?: \d{4})?"

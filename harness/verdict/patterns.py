@@ -251,7 +251,7 @@ HEADERS: tuple[Header, ...] = (
     _header(
         Kind.WARNING,
         "WARNING: ",
-        rf"WARNING: (?:CPU: \d+ PID: \d+\b|at {_SOURCE}\b)",
+        rf"WARNING: (?:CPU: \d+ PID: \d+\b|at {_SOURCE}\b|at [0-9a-f]{{8,16}} )",
         "WARNING in {where}",
         Where.IP,
         confirm=True,
