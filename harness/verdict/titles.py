@@ -15,7 +15,7 @@ _IP = re.compile(
 )
 _TRACE = re.compile(r"Call [Tt]race:|[Bb]acktrace:|<TASK>|Call Trace")
 _FRAME = re.compile(
-    r"^[\s\[\]<>0-9a-fx]*?(?P<unsure>\? )?(?P<func>[A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+"
+    r"^[\s\[\]<>(0-9a-fx]*?(?P<unsure>\? )?(?P<func>[A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+"
 )
 _LOCK = re.compile(
     r"(?:, |\s)at: (?:\[<[0-9a-f]+>\] )?(?P<func>[A-Za-z_][\w.]*)"
