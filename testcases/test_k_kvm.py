@@ -96,7 +96,9 @@ def test_k3_memory_is_truncated(guest: Guest, case: Case, fs: str, how: str) -> 
         for key in ("touch", "again"):
             case.expect(key, facts[key])
         if "refs_before" in facts:
-            case.expect("references after", facts["refs_after"], right=facts["refs_before"])
+            # Fewer are right: from 6.15 on a page that is mapped nowhere counts 0.
+            left = max(0, facts["refs_after"] - facts["refs_before"])
+            case.expect("references left", left, right=0)
 
 
 def test_k4_device_dax_references_come_back(guest: Guest, case: Case) -> None:

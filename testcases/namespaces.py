@@ -1,0 +1,122 @@
+"""Steps with ndctl and sysfs that the N rows have in common."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from harness.guest import Guest
+from harness.guest.ssh import Result
+
+_SYSFS = "/sys/bus/nd/devices"
+#: ndctl's time for one namespace under TCG is 1 to 3 s, stretched by the guest's scale.
+_TIMEOUT = 40.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """Sizes of a region as the kernel gives them, in bytes."""
+
+    size: int
+    available: int
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A namespace that ndctl has made, and what the kernel says of its sizes, in bytes."""
+
+    dev: str  # namespace1.0
+    mode: str
+    align: int  # 0 where the mode has none
+    device: str  # /dev/pmem1, /dev/pmem1s, /dev/dax1.0
+    raw: int  # what the region gave for it
+    usable: int  # what ndctl says can be used
+    device_size: int  # what the device itself says
+
+
+def room(guest: Guest, region: str) -> Room:
+    """Return a region's size and what is not taken of it."""
+    files = " ".join(f"{_SYSFS}/{region}/{name}" for name in ("size", "available_size"))
+    size, available = guest.run(f"cat {files}").stdout.split()
+    return Room(int(size), int(available))
+
+
+def ndctl(guest: Guest, *words: str, check: bool = True) -> Result:
+    """Run ndctl."""
+    return guest.run(f"ndctl {' '.join(words)}", timeout=_TIMEOUT, check=check)
+
+
+def create(guest: Guest, region: str, *options: str) -> Namespace:
+    """Make a namespace of a region."""
+    made: dict[str, Any] = json.loads(
+        ndctl(guest, "create-namespace", "-r", region, *options).stdout
+    )
+    dax = made.get("daxregion", {})
+    name = made.get("blockdev") or dax.get("devices", [{}])[0].get("chardev") or made["chardev"]
+    size = (
+        f"echo $(( $(cat /sys/block/{name}/size) * 512 ))"
+        if "blockdev" in made
+        else f"cat /sys/bus/dax/devices/{name}/size"
+    )
+    raw, own = guest.run(f"cat {_SYSFS}/{made['dev']}/size; {size}").stdout.split()
+    return Namespace(
+        dev=made["dev"],
+        mode=made["mode"],
+        align=int(made.get("align", dax.get("align", 0))),
+        device=f"/dev/{name}",
+        raw=int(raw),
+        usable=int(dax.get("size", made["size"])),
+        device_size=int(own),
+    )
+
+
+def state(guest: Guest, namespace: Namespace) -> str:
+    """Return "enabled" or "disabled" as ndctl lists it, "gone" when it does not, and what of its
+    device is left: "disabled, device there" is wrong.
+    """
+    listed = json.loads(ndctl(guest, "list", "-N", "-i", "-n", namespace.dev).stdout or "[]")
+    there = guest.run(f"[ -e {namespace.device} ]", check=False).status == 0
+    words = listed[0].get("state", "enabled") if listed else "gone"
+    return f"{words}, device {'there' if there else 'gone'}"
+
+
+def write_pattern(guest: Guest, device: str) -> None:
+    """Put random data at the start and at the end of a block device or device-dax."""
+    if "/dax" in device:
+        guest.workload("poison", "--source", f"dax:{device}", "--size", _mapped(guest, device))
+        return
+    guest.run(
+        "dd if=/dev/urandom of=/tmp/pattern bs=64K count=8 2>/dev/null; "
+        f"end=$(( $(blockdev --getsize64 {device}) / 65536 - 8 )); for at in 0 $end; do "
+        f"dd if=/tmp/pattern of={device} bs=64K seek=$at conv=notrunc,fsync 2>/dev/null || exit 1; "
+        "done"
+    )
+
+
+def read_pattern(guest: Guest, device: str) -> str:
+    """Compare with what write_pattern() has put there, past the page cache: equal or differs."""
+    if "/dax" in device:
+        options = ("--source", f"dax:{device}", "--size", _mapped(guest, device), "--keep")
+        return str(guest.workload("poison", *options).facts["rest"])
+    done = guest.run(
+        f"end=$(( $(blockdev --getsize64 {device}) / 65536 - 8 )); for at in 0 $end; do "
+        f"dd if={device} bs=64K skip=$at count=8 iflag=direct 2>/dev/null | cmp /tmp/pattern - "
+        "|| exit 1; done",
+        check=False,
+    )
+    return "equal" if done.status == 0 else "differs"
+
+
+def _mapped(guest: Guest, device: str) -> str:
+    """Return how much of device-dax is mapped: nothing less than its alignment can be."""
+    align = guest.run(f"cat /sys/bus/dax/devices/{device.removeprefix('/dev/')}/align").stdout
+    return str(max(int(align), 2 << 20))
+
+
+def refused(done: Result) -> str:
+    """Return EBUSY where ndctl says that it was refused for that reason, else its words."""
+    words = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
+    if done.status != 0 and any("Device or resource busy" in line for line in words):
+        return "EBUSY"
+    return f"status {done.status}: {words[-1]}"

@@ -1,0 +1,215 @@
+"""Namespaces made and taken away, in every mode; taken away while they are in use."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from harness.guest import Guest
+from harness.verdict.expectation import Case
+from testcases import namespaces
+from testcases.filesystems import NAMES, dax_mount
+
+MIB, GIB = 1 << 20, 1 << 30
+_BYTES = {"4K": 4096, "2M": 2 * MIB, "1G": GIB}
+
+
+@pytest.mark.parametrize(
+    ("mode", "align", "where"),
+    [
+        ("raw", "", ""),
+        ("sector", "", ""),
+        ("fsdax", "4K", "mem"),
+        ("fsdax", "2M", "dev"),
+        ("fsdax", "1G", "mem"),
+        ("devdax", "4K", "dev"),
+        ("devdax", "2M", "mem"),
+        ("devdax", "1G", "mem"),
+    ],
+)
+def test_n1_life_of_a_namespace(
+    guest: Guest, case: Case, mode: str, align: str, where: str
+) -> None:
+    """Made, written, disabled, enabled, read, destroyed, made again; the sizes add up throughout."""
+    old = guest.namespace("devdax1g" if align == "1G" else "devdax2m")
+    namespaces.ndctl(guest, "destroy-namespace", "-f", old.dev)
+    empty = namespaces.room(guest, old.region)
+    case.expect("bytes free in an empty region", empty.available, right=empty.size)
+    options = ["-m", mode, *(("-a", align, "-M", where) if align else ())]
+    # A part of the region, so that something is left; with 1 GiB pages all of it is needed.
+    size = empty.size if align == "1G" else 64 * MIB
+    made = namespaces.create(guest, old.region, *options, "-s", str(size))
+    case.fact("namespace", made)
+    case.expect("mode", made.mode, right=mode)
+    case.expect("align", made.align, right=_BYTES.get(align, made.align))
+    taken = namespaces.room(guest, old.region)
+    case.expect("bytes of the namespace", made.raw, right=size)
+    case.expect("bytes free beside it", taken.available, right=empty.size - size)
+    case.expect("bytes of the device", made.device_size, right=made.usable)
+    overhead = made.raw - made.usable
+    case.fact("overhead", overhead)
+    case.expect("overhead_in_bounds", 0 <= overhead <= _overhead(mode, align, where, made.raw))
+    if align:
+        case.expect("bytes beyond a multiple of the alignment", made.usable % made.align, right=0)
+    namespaces.write_pattern(guest, made.device)
+    namespaces.ndctl(guest, "disable-namespace", made.dev)
+    case.expect("disabled", namespaces.state(guest, made))
+    namespaces.ndctl(guest, "enable-namespace", made.dev)
+    case.expect("enabled", namespaces.state(guest, made))
+    case.expect("data", namespaces.read_pattern(guest, made.device))
+    namespaces.ndctl(guest, "destroy-namespace", "-f", made.dev)
+    again = namespaces.room(guest, old.region)
+    case.expect("bytes free after destroying it", again.available, right=empty.size)
+    other = namespaces.create(guest, old.region, *options)
+    case.expect("mode of the next", other.mode, right=mode)
+    case.expect("bytes of the next", other.raw, right=empty.size)
+
+
+def _overhead(mode: str, align: str, where: str, raw: int) -> int:
+    """Return how much a mode may keep for itself at most.
+
+    fsdax, devdax: the info block, padded to the alignment (drivers/nvdimm/pfn_devs.c,
+    nd_pfn_init()), and with -M dev 64 bytes for each page.  sector: arena info blocks, map, log and
+    256 spare blocks (Documentation/driver-api/nvdimm/btt.rst).
+    """
+    if mode == "raw":
+        return 0
+    if mode == "sector":
+        return raw // 16 + 4 * MIB
+    # The map itself may be padded to the alignment once more.
+    pages = raw // 4096 * 64 + _BYTES[align] if where == "dev" else 0
+    return max(_BYTES[align], 2 * MIB) + pages
+
+
+def test_n1_system_ram(guest: Guest, case: Case) -> None:
+    """device-dax becomes memory of the system, and device-dax again."""
+    namespace = guest.namespace("devdax1g")
+    name = namespace.device.removeprefix("/dev/")
+    before = _memory(guest)
+    done = guest.run(
+        f"modprobe kmem; daxctl reconfigure-device -m system-ram {name}", timeout=60.0, check=False
+    )
+    if "CONFIG_DEV_DAX_KMEM" in done.stderr or guest.run("modprobe kmem", check=False).status:
+        case.skip("the kernel has no kmem driver", enable="set CONFIG_DEV_DAX_KMEM=m")
+    case.expect("reconfigured", done.status, right=0)
+    listed = json.loads(done.stdout)[0]
+    case.expect("mode", listed["mode"], right="system-ram")
+    case.expect("bytes of memory more", _memory(guest) - before, right=namespace.size)
+    case.expect("iomem", "System RAM (kmem)" in guest.run("cat /proc/iomem").stdout)
+    back = guest.run(f"daxctl reconfigure-device -f -m devdax {name}", timeout=60.0)
+    case.expect("mode afterwards", json.loads(back.stdout)[0]["mode"], right="devdax")
+    case.expect("bytes of memory more afterwards", _memory(guest) - before, right=0)
+    namespaces.write_pattern(guest, namespace.device)
+    case.expect("data", namespaces.read_pattern(guest, namespace.device))
+
+
+def _memory(guest: Guest) -> int:
+    """Return what is online of the system's memory, in bytes."""
+    line = guest.run(
+        "cd /sys/devices/system/memory; "
+        "echo $(( 0x$(cat block_size_bytes) * $(cat memory*/state | grep -c online) ))"
+    ).stdout
+    return int(line)
+
+
+@pytest.mark.parametrize("fs", NAMES)
+def test_n2_mounted(guest: Guest, case: Case, fs: str) -> None:
+    """A mounted namespace is not taken away; afterwards it is."""
+    with dax_mount(guest, case, fs) as mount:
+        dev = mount.namespace.dev
+        guest.run(f"echo kept > {mount.path}/a; sync")
+        for what, words in {
+            "disable": ("disable-namespace", dev),
+            "destroy": ("destroy-namespace", "-f", dev),
+            "reconfigure": ("create-namespace", "-f", "-e", dev, "-m", "devdax"),
+        }.items():
+            case.expect(what, namespaces.refused(namespaces.ndctl(guest, *words, check=False)))
+        # What the kernel itself guards, whoever asks.  Not the shell's echo, which says EIO.
+        for file in ("size", "uuid"):
+            value = "0" if file == "size" else "6b9a7a8e-8f0e-4b7e-9d3c-0d4b3f1f2a11"
+            done = guest.run(f"/bin/echo {value} > /sys/bus/nd/devices/{dev}/{file}", check=False)
+            case.expect(f"write to {file}", namespaces.refused(done), right="EBUSY")
+        case.expect("file", guest.run(f"cat {mount.path}/a").stdout.strip(), right="kept")
+    done = namespaces.ndctl(guest, "create-namespace", "-f", "-e", dev, "-m", "devdax")
+    case.expect("mode afterwards", json.loads(done.stdout)["mode"], right="devdax")
+
+
+@pytest.mark.parametrize("action", ["disable", "destroy", "reconfigure"])
+def test_n2_mapped_devdax(guest: Guest, case: Case, action: str) -> None:
+    """A mapped device is kept, or its mapping is taken away with it: nobody reads on."""
+    namespace = guest.namespace("devdax2m")
+    dev = namespace.dev
+    command = {
+        "disable": f"ndctl disable-namespace {dev}",
+        "destroy": f"ndctl destroy-namespace -f {dev}",
+        "reconfigure": f"ndctl create-namespace -f -e {dev} -m fsdax",
+    }[action]
+    source = f"dax:{namespace.device}"
+    facts = guest.workload("hold", "--source", source, "--run", command, timeout=90.0).facts
+    case.fact("hold", facts)
+    case.prove("the mapping held data", facts["before"] == "OK", seen=facts["before"])
+    case.expect("outcome", _outcome(facts))
+    again = {
+        "disable": ("enable-namespace", dev),
+        "destroy": ("create-namespace", "-r", namespace.region, "-m", "devdax"),
+        "reconfigure": ("create-namespace", "-f", "-e", dev, "-m", "devdax"),
+    }[action]
+    namespaces.ndctl(guest, *again)
+    listed = json.loads(namespaces.ndctl(guest, "list", "-N", "-r", namespace.region).stdout)
+    device = f"/dev/{listed[0]['chardev']}"
+    namespaces.write_pattern(guest, device)
+    case.expect("data", namespaces.read_pattern(guest, device))
+
+
+def _outcome(facts: dict[str, object]) -> str:
+    """Return "safe" when what was held is whole, or gone for its holder as well."""
+    if facts["command"] == "waits":
+        return "safe" if (facts["held"], facts["command_after"]) == ("OK", "ended") else "hung"
+    if facts["status"] == 0:
+        gone = facts["held"] in ("SIGBUS", "ENXIO", "EIO", "ENODEV", "short")
+        return "safe" if gone else f"taken away, and still its holder reads: {facts['held']}"
+    busy = "busy" in str(facts["words"])
+    return "safe" if busy and facts["held"] == "OK" else f"{facts['words']}; {facts['held']}"
+
+
+@pytest.mark.parametrize("how", ["shared", "exclusive"])
+def test_n2_open_block_device(guest: Guest, case: Case, how: str) -> None:
+    """A block device that somebody has open, plainly or as a mount has it."""
+    namespace = guest.namespace("fsdax0")
+    command = f"ndctl disable-namespace {namespace.dev}"
+    options = ("--block", namespace.device, *(("--exclusive",) if how == "exclusive" else ()))
+    facts = guest.workload("hold", *options, "--run", command, timeout=90.0).facts
+    case.fact("hold", facts)
+    case.prove("the device could be read", facts["before"] == "OK", seen=facts["before"])
+    if how == "exclusive":
+        case.expect("refused", facts["status"] != 0, right=True)
+    case.expect("outcome", _outcome(facts))
+    namespaces.ndctl(guest, "enable-namespace", namespace.dev)
+    namespaces.write_pattern(guest, namespace.device)
+    case.expect("data", namespaces.read_pattern(guest, namespace.device))
+
+
+@pytest.mark.parametrize("fs", [*NAMES, "xfs-rmapbt"])
+def test_n2_driver_unbound_under_a_mount(guest: Guest, case: Case, fs: str) -> None:
+    """The device goes away under a mounted file system: nobody reads on, and it can be unmounted."""
+    mkfs = ("-m", "rmapbt=1,reflink=0") if fs == "xfs-rmapbt" else ()
+    kind = fs.partition("-")[0]
+    with dax_mount(guest, case, kind, mkfs=mkfs) as mount:
+        block = mount.namespace.device.removeprefix("/dev/")
+        driver = "/sys/bus/nd/drivers/nd_pmem"
+        device = guest.run(f"basename $(readlink -f /sys/block/{block}/device)").stdout.strip()
+        command = f"/bin/echo {device} > {driver}/unbind"
+        source = f"file:{mount.path}/a"
+        facts = guest.workload("hold", "--source", source, "--run", command, timeout=90.0).facts
+        case.fact("hold", facts)
+        case.prove("the mapping held data", facts["before"] == "OK", seen=facts["before"])
+        outcome = _outcome(facts)
+        # Whoever still has struct pages of the device is found by the unmount.
+        done = guest.run(f"umount {mount.path}", timeout=20.0, check=False)
+        case.expect("umount", done.status, right=0)
+        case.expect("outcome", outcome)
+        guest.run(f"/bin/echo {device} > {driver}/bind")
+        guest.run(f"mount -t {kind} -o dax=always {mount.namespace.device} {mount.path}")
+        kept = guest.run(f"stat -c %s {mount.path}/a").stdout.strip()
+        case.expect("bytes of the file afterwards", int(kept), right=2 * MIB)
