@@ -23,7 +23,7 @@
 struct command {
 	pid_t pid;
 	int output;
-	char words[2048]; /* the last line that is not blank */
+	char words[2048]; /* all that it said */
 };
 
 static void command_start(struct command *command, const char *line)
@@ -51,26 +51,25 @@ static void command_start(struct command *command, const char *line)
 static bool command_ends(struct command *command, double seconds, int *status)
 {
 	double end = nvh_now() + seconds;
-	char text[sizeof(command->words)];
-	size_t used = 0;
+	size_t used = strlen(command->words);
 
 	while (nvh_now() < end) {
 		struct pollfd ready = {.fd = command->output, .events = POLLIN};
 
-		if (poll(&ready, 1, 50) > 0 && used < sizeof(text) - 1) {
-			ssize_t got = read(command->output, text + used, sizeof(text) - 1 - used);
+		if (poll(&ready, 1, 50) > 0) {
+			size_t left = sizeof(command->words) - 1 - used;
+			char spill[512];
+			ssize_t got = left ? read(command->output, command->words + used, left)
+					   : read(command->output, spill, sizeof(spill));
 
 			if (got > 0) {
-				used += (size_t)got;
+				used += left ? (size_t)got : 0;
 				continue;
 			}
+			nvh_sleep(0.01); /* it has closed its output and not ended yet */
 		}
-		if (waitpid(command->pid, status, WNOHANG) != command->pid)
-			continue;
-		text[used] = '\0';
-		for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n"))
-			strcpy(command->words, line);
-		return true;
+		if (waitpid(command->pid, status, WNOHANG) == command->pid)
+			return true;
 	}
 	return false;
 }
@@ -79,6 +78,14 @@ static void report_command(const struct command *command, int status)
 {
 	nvh_fact_int("status", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
 	nvh_fact_str("words", command->words);
+}
+
+/* Whoever has memory of a device that goes may be sent a SIGBUS then, without having touched it. */
+static volatile sig_atomic_t told;
+
+static void on_told(int signum)
+{
+	told = signum;
 }
 
 /* What is held now gives: OK, differs, or the signal's or error's name. */
@@ -141,6 +148,7 @@ int main(int argc, char **argv)
 	}
 	nvh_fact_str("before", look(&memory, block));
 	nvh_step(true, "%s is held", spec ? spec : path);
+	sigaction(SIGBUS, &(struct sigaction){.sa_handler = on_told}, NULL);
 	begin = nvh_now();
 	command_start(&command, line);
 	bool waits = !command_ends(&command, limit, &status);
@@ -148,6 +156,7 @@ int main(int argc, char **argv)
 	nvh_fact_str("command", waits ? "waits" : "ended");
 	if (!waits)
 		report_command(&command, status);
+	nvh_fact_str("told", told ? "SIGBUS" : "nothing");
 	nvh_fact_seconds("command_seconds", nvh_now() - begin);
 	nvh_step(true, "the command has ended or waits");
 	nvh_fact_str("held", look(&memory, block));

@@ -1,0 +1,157 @@
+"""Poison in persistent memory: who is told, what can be read, what is listed.
+
+QEMU's NVDIMM has no ARS (7.2), so `ndctl inject-error` has nothing to inject into.  What is left
+are madvise(MADV_HWPOISON), which the memory failure code takes for real, and a machine check that
+mce-inject puts into the kernel's log, from where the NFIT driver lists the bad block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+
+from harness.guest import Guest
+from harness.verdict.expectation import Case
+from testcases.filesystems import dax_mount
+from testcases.vfio_steps import aligned
+
+_SHIFT = {"4K": 12, "2M": 21, "1G": 30}
+#: What puts large files on 2 MiB borders, and xfs's map from blocks to files.
+_MKFS = {
+    "ext4": ("-E", "stride=512,stripe-width=512"),
+    "xfs": ("-d", "su=2m,sw=1"),
+    "xfs-rmapbt": ("-d", "su=2m,sw=1", "-m", "rmapbt=1"),
+}
+#: A page that is not the first of the mapping, nor of the 2 MiB around it.
+_AT = 5 * 4096
+
+every_fs = pytest.mark.parametrize("fs", list(_MKFS))
+
+
+def poison(guest: Guest, case: Case, *options: str) -> dict[str, Any]:
+    """Run the workload; SKIP where the kernel cannot poison."""
+    facts = guest.workload("poison", "--at", str(_AT), *options).facts
+    case.fact(" ".join(options), facts)
+    if "missing" in facts:
+        case.skip(f"no {facts['missing']}", enable="set CONFIG_MEMORY_FAILURE=y")
+    return facts
+
+
+def judge(case: Case, facts: dict[str, Any], page: str, how: str) -> None:
+    """Compare what madvise(MADV_HWPOISON) did with what is right for a mapping of such pages."""
+    case.expect("poison", facts["poison"])
+    for key in ("signal", "code"):
+        case.expect(key, facts.get(key))
+    case.expect("si_addr_lsb", facts["lsb"], right=_SHIFT[page])
+    for key in ("extent_holds", "mapped"):
+        case.expect(key, facts[key])
+    # Of a process that did not ask for it, nothing is said before it reads the page.
+    case.expect("other's signal", facts["other_signal"], right="BUS" if how == "early" else "none")
+    if how == "early":
+        case.expect("other_code", facts["other_code"])
+        case.expect("other's si_addr_lsb", facts["other_lsb"], right=_SHIFT[page])
+    case.expect("other_mapped", facts["other_mapped"])
+    for key in ("faulted", "rest"):
+        case.expect(key, facts[key])
+
+
+def bad_blocks(guest: Guest, where: str) -> str:
+    """Return a list of bad blocks: first sector and number of sectors, on a line each."""
+    return guest.run(f"cat {where}/badblocks").stdout.strip()
+
+
+@pytest.mark.parametrize("how", ["late", "early"])
+@pytest.mark.parametrize("page", ["4K", "2M", "1G"])
+def test_n3_devdax_page(guest: Guest, case: Case, page: str, how: str) -> None:
+    """Who poisons a page gets SIGBUS, others where they want it; it is gone from page tables."""
+    namespace = guest.namespace("devdax1g" if page == "1G" else "devdax2m")
+    size = "1G" if page == "1G" else "4M"
+    with contextlib.ExitStack() as stack:
+        device = namespace.device
+        if page == "4K":
+            device = stack.enter_context(aligned(guest, "devdax2m", "4K"))
+        options = ("--source", f"dax:{device}", "--size", size, "--poison", "--other", how)
+        judge(case, poison(guest, case, *options), page, how)
+
+
+@pytest.mark.parametrize("page", ["4K", "2M"])
+@every_fs
+def test_n3_fsdax_page(guest: Guest, case: Case, fs: str, page: str) -> None:
+    """The same through a file, whether its file system looks the file up or the page knows it."""
+    with dax_mount(guest, case, fs.partition("-")[0], mkfs=_MKFS[fs]) as mount:
+        if fs != "ext4":
+            guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
+        # From an odd MiB on nothing is aligned in memory as it is in the file.
+        offset = "2M" if page == "2M" else "1M"
+        source = ("--source", f"file:{mount.path}/a", "--offset", offset)
+        facts = poison(guest, case, *source, "--poison", "--other", "early")
+        case.prove("the file is DAX", facts["dax"])
+        judge(case, facts, page, "early")
+        case.expect("unreadable", facts["unreadable"])
+        block = mount.namespace.device.removeprefix("/dev/")
+        case.expect("badblocks_simulated", bad_blocks(guest, f"/sys/block/{block}"))
+        guest.run(f"echo alive > {mount.path}/b && sync")
+        case.expect("file system", guest.run(f"cat {mount.path}/b").stdout.strip(), right="alive")
+
+
+def machine_check(guest: Guest, case: Case, address: int) -> None:
+    """Log an uncorrected memory error at a physical address; SKIP without mce-inject."""
+    if guest.run("modprobe mce-inject", check=False).status:
+        case.skip("no mce-inject in the guest", enable="set CONFIG_X86_MCE_INJECT=m")
+    if not guest.run("grep -m1 vendor_id /proc/cpuinfo").stdout.strip().endswith("AuthenticAMD"):
+        case.skip("the error is spelled as an AMD CPU does", enable="boot with -cpu max under TCG")
+    # VAL UC EN MISCV ADDRV, extended code 8 in bank 4: amd_mce_is_memory_error().  MISC: 4 KiB.
+    # "sw" logs it as if it had happened; the write to bank sets it off.
+    guest.run(
+        "cd /sys/kernel/debug/mce-inject && echo sw > flags && "
+        f"echo 0xbc00000000080000 > status && echo {address:#x} > addr && echo 0x8c > misc && "
+        "echo 0 > cpu && echo 4 > bank"
+    )
+
+
+@every_fs
+def test_n3_fsdax_machine_check(guest: Guest, case: Case, fs: str) -> None:
+    """The bad block is listed; its page cannot be read, mapped or not, and all others can."""
+    with dax_mount(guest, case, fs.partition("-")[0], mkfs=_MKFS[fs]) as mount:
+        source = ("--source", f"file:{mount.path}/a", "--offset", "2M")
+        before = poison(guest, case, *source)
+        case.prove("the frame is known", before["pfn"] != 0, seen=before["pfn"])
+        case.prove("all could be read before", before["rest"] == "equal")
+        sysfs = f"/sys/block/{mount.namespace.device.removeprefix('/dev/')}"
+        case.prove("no bad block before", bad_blocks(guest, sysfs) == "")
+        machine_check(guest, case, before["pfn"] * 4096)
+        # The log is worked through by a kernel thread.
+        guest.run(
+            f'for i in $(seq 50); do [ -s {sysfs}/badblocks ] && [ -n "$(cat {sysfs}/badblocks)" ] '
+            "&& break; sleep 0.1; done"
+        )
+        start = int(guest.run(f"cat {sysfs}/device/resource").stdout, 0)
+        sector = (before["pfn"] * 4096 - start) // 512
+        case.expect("bad blocks", bad_blocks(guest, sysfs), right=f"{sector} 8")
+        after = poison(guest, case, *source, "--keep")
+        for key in ("faulted", "unreadable"):
+            case.expect(f"{key} with a bad block", after[key], right=[_AT // 4096])
+        case.expect("read_error", after["read_error"])
+        case.expect("rest", after["rest"])
+        case.expect("si_addr", after["fault_at"], right=_AT)
+        case.expect("fault_code", after["fault_code"])
+
+
+def test_n3_devdax_machine_check(guest: Guest, case: Case) -> None:
+    """The bad block is listed with the region and with the namespace."""
+    namespace = guest.namespace("devdax2m")
+    source = ("--source", f"dax:{namespace.device}")
+    before = poison(guest, case, *source)
+    case.prove("the frame is known", before["pfn"] != 0, seen=before["pfn"])
+    region = f"/sys/bus/nd/devices/{namespace.region}"
+    machine_check(guest, case, before["pfn"] * 4096)
+    guest.run(
+        f'for i in $(seq 50); do [ -n "$(cat {region}/badblocks)" ] && break; sleep 0.1; done'
+    )
+    start = int(guest.run(f"cat {region}/resource").stdout, 0)
+    sector = (before["pfn"] * 4096 - start) // 512
+    case.expect("bad blocks", bad_blocks(guest, region), right=f"{sector} 8")
+    listed = guest.run(f"ndctl list -N -M -n {namespace.dev}").stdout
+    case.expect("ndctl lists", '"badblock_count":8' in listed, right=True)
