@@ -45,21 +45,40 @@ class Wish:
     append: tuple[str, ...] = ()
 
 
-@dataclass
 class _Warm:
     """A clone on its way, or ready."""
 
-    template: Template
-    folder: Path
-    stack: contextlib.ExitStack
-    vms: list[Vm]  # its QEMU, as soon as that runs
-    guest: Future[Guest]
+    def __init__(self, template: Template, folder: Path, starter: ThreadPoolExecutor) -> None:
+        self.template = template
+        self.folder = folder
+        self.stack = contextlib.ExitStack()
+        self._vm: Vm | None = None  # its QEMU, as soon as that runs
+        self._unwanted = False
+        self.guest: Future[Guest] = starter.submit(self._start)
+
+    def _start(self) -> Guest:
+        clone = cloned(self.template, self.folder, started=self._started)
+        return self.stack.enter_context(clone)
+
+    def _started(self, vm: Vm) -> None:
+        self._vm = vm
+        if self._unwanted:
+            process.end(vm.child, grace=0)
+
+    def wait(self) -> BaseException | None:
+        """Wait until the clone is up; return what is wrong with it."""
+        try:
+            return self.guest.exception() or self.guest.result().vm.death()
+        except BaseException:  # an interrupt: nobody else knows of it
+            self.throw_away()
+            raise
 
     def throw_away(self, *, keep: bool = False) -> None:
         """End it at once, however far it has come; what it left to read goes too."""
+        self._unwanted = True
         self.guest.cancel()
-        for vm in self.vms:
-            process.end(vm.child, grace=0)  # whoever waits for it gives up
+        if self._vm is not None:
+            process.end(self._vm.child, grace=0)  # whoever waits for it gives up
         with contextlib.suppress(Exception):  # what failed ahead of demand matters to nobody
             self.guest.exception()
         self.stack.close()
@@ -100,7 +119,7 @@ class GuestPool:
         self._lab = lab
         self._folder = folder
         self._evidence = evidence
-        self._ahead = ahead if budget(lab.machine.memory) > ahead else 0
+        self._ahead = ahead
         self._say = say
         self._numbers = itertools.count(1)
         #: By key: the template, why there is none, or the error that making it ended in.
@@ -120,11 +139,14 @@ class GuestPool:
         """
         recipe = self._recipe(wish)
         if wish.isolation == "shared":
-            yield self._shared_guest(recipe)
+            shared = self._shared_guest(recipe)
+            self._refill(then)
+            yield shared
             return
         template = self._template(recipe) if wish.isolation == "clone" else "isolation boot"
         if isinstance(template, str):
             with self._booted(recipe, template) as guest:
+                self._refill(then)
                 yield guest
             return
         warm = self._take(template)
@@ -139,7 +161,7 @@ class GuestPool:
     @contextlib.contextmanager
     def _booted(self, recipe: Recipe, why: str) -> Iterator[Guest]:
         folder = self._new_folder()
-        with booted(recipe, folder) as guest:
+        with booted(recipe, folder, lasting=True) as guest:
             (folder / "dmesg").write_text(guest.dmesg(), errors="replace")
             self._show(folder)
             guest.facts["boot_findings"] = self._boot_findings(folder)
@@ -198,37 +220,20 @@ class GuestPool:
         kept = next((warm for warm in self._warm if warm.template == template), None)
         if kept is not None:
             self._warm.remove(kept)
-            trouble = self._wait(kept)
+            trouble = kept.wait() or stuck(kept.guest.result().vm)
             if trouble is None:
                 return kept
             log.warning("a clone failed before its test: %s (%s)", trouble, kept.folder)
             kept.throw_away(keep=True)
         fresh = self._start(template)
-        trouble = self._wait(fresh)
+        trouble = fresh.wait()
         if trouble is not None:
             fresh.throw_away(keep=True)
-            raise trouble
+            raise name_logs(trouble, fresh.folder)
         return fresh
 
-    @staticmethod
-    def _wait(warm: _Warm) -> BaseException | None:
-        """Wait until a clone is up; return what is wrong with it."""
-        try:
-            error = warm.guest.exception()
-        except BaseException:  # an interrupt: nobody else knows of it
-            warm.throw_away()
-            raise
-        return error or warm.guest.result().vm.death()
-
     def _start(self, template: Template) -> _Warm:
-        stack = contextlib.ExitStack()
-        folder = self._new_folder()
-        vms: list[Vm] = []
-
-        def start() -> Guest:
-            return stack.enter_context(cloned(template, folder, started=vms.append))
-
-        return _Warm(template, folder, stack, vms, self._starter.submit(start))
+        return _Warm(template, self._new_folder(), self._starter)
 
     def _refill(self, then: Wish | None) -> None:
         """Start what comes next, if its template is there; what nobody will ask for goes."""
@@ -240,6 +245,9 @@ class GuestPool:
             self._warm.remove(warm)
             warm.throw_away()
         while isinstance(template, Template) and len(self._warm) < self._ahead:
+            # Guests take their memory as they touch it: what runs already is counted as well.
+            if budget(template.recipe.machine.memory) <= len(self._warm) + 1:
+                break
             self._warm.append(self._start(template))
 
     def _recipe(self, wish: Wish) -> Recipe:
@@ -260,7 +268,12 @@ class GuestPool:
         if isinstance(template, str):
             guest = stack.enter_context(self._booted(recipe, template))
         else:
-            guest = stack.enter_context(cloned(template, self._new_folder()))
+            folder = self._new_folder()
+            try:
+                guest = stack.enter_context(cloned(template, folder))
+            except HarnessError as error:
+                raise name_logs(error, folder) from None
+            guest.facts["boot_findings"] = self._boot_findings(template.path)
         self._shared[key] = (stack, guest)
         return guest
 
@@ -281,16 +294,33 @@ class GuestPool:
     def close(self) -> None:
         """End every guest."""
         with contextlib.ExitStack() as stack:  # one that raises does not keep the rest
+            stack.callback(self._starter.shutdown)
             for warm in self._warm:
                 stack.callback(warm.throw_away)
             for shared, _ in self._shared.values():
                 stack.callback(shared.close)
             self._warm.clear()
             self._shared.clear()
-        self._starter.shutdown()
         for folder in (self._folder, self._folder.parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()  # nothing in it was worth keeping
+
+
+def name_logs(error: BaseException, folder: Path) -> BaseException:
+    """Let an error of a guest that did not come up say where its logs are; return it."""
+    if isinstance(error, HarnessError):
+        where = f"its logs are in {folder}"
+        error.hint = f"{error.hint}; {where}" if error.hint else where
+    return error
+
+
+def stuck(vm: Vm) -> HarnessError | None:
+    """Say what keeps a QEMU that lives from answering, None when nothing does."""
+    try:
+        vm.qmp.execute("query-status", timeout=5.0)
+    except HarnessError as error:
+        return error
+    return None
 
 
 def sound(guest: Guest) -> bool:

@@ -93,11 +93,13 @@ def booted(
     *,
     provisioned: bool = True,
     template: Identity | None = None,
+    lasting: bool = False,
     say: Callable[[str], None] = log.info,
 ) -> Iterator[Guest]:
     """Boot a guest for as long as the block lasts.
 
-    ``folder`` takes console.log, qemu.stderr and qemu.sh.  With ``template``, the keys that its
+    ``folder`` takes console.log, qemu.stderr and qemu.sh; one that is ``lasting`` outlives the
+    block, so that an error names it and not a copy of it.  With ``template``, the keys that its
     clones will have, the guest is one to be saved: its RAM is a file of its working directory, and
     the machine's PCI devices are left for its clones.  Raises LaunchError (QEMU refuses),
     GuestPanic, GuestReset, GuestHung (no SSH server in time) or GuestLost (not as asked for).
@@ -110,7 +112,9 @@ def booted(
         nvdimms = prepare_nvdimms(recipe.machine, private)
         write_initramfs(recipe, identity, initramfs)
         write_script(recipe, folder / "qemu.sh")
-        up = stack.enter_context(_evidence(folder, alone=recipe.images.modules is None))
+        up = stack.enter_context(
+            _evidence(folder, lasting=lasting, alone=recipe.images.modules is None)
+        )
         say(f"booting {recipe.images.kernel.release} on machine {recipe.machine.name}")
         begun = time.monotonic()
         vm = stack.enter_context(
@@ -138,8 +142,8 @@ def booted(
 
 
 @contextlib.contextmanager
-def _evidence(folder: Path, *, alone: bool) -> Iterator[list[Guest]]:
-    """Keep what a guest that does not come up left to read, where no run's results are yet.
+def _evidence(folder: Path, *, lasting: bool, alone: bool) -> Iterator[list[Guest]]:
+    """Keep what a guest that does not come up left to read, and let its error say where.
 
     The block's list takes the guest when it is up: what happens to it then is not a failed boot.
     ``alone``: the kernel has no modules, which may be why.
@@ -149,9 +153,11 @@ def _evidence(folder: Path, *, alone: bool) -> Iterator[list[Guest]]:
         yield up
     except HarnessError as error:
         if not up:
-            kept = paths.cache_dir() / "failed-boot"
-            shutil.rmtree(kept, ignore_errors=True)
-            shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("ram", "*.nvdimm"))
+            kept = folder
+            if not lasting:
+                kept = paths.cache_dir() / "failed-boot"
+                shutil.rmtree(kept, ignore_errors=True)
+                shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("ram", "*.nvdimm"))
             where = f"see {kept / 'console.log'}"
             if alone:
                 where = f"the kernel came without modules: give its tree or build these in; {where}"

@@ -1,0 +1,507 @@
+"""The pool's decisions: what it starts, hands out, replaces and ends; guests are made up."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness import pool as pools
+from harness.errors import GuestLost, HarnessError, HostError, ImageError, LaunchError
+from harness.guest.template import Template
+from harness.pool import GuestPool, Wish
+from harness.qemu.snapshot import NotMigratable
+
+PLENTY = 64 << 30
+Eventually = Callable[[Callable[[], object]], None]
+
+
+class Child:
+    """A QEMU that only runs or does not."""
+
+    def __init__(self) -> None:
+        self.gone = threading.Event()
+
+
+class MadeUpVm:
+    def __init__(self) -> None:
+        self.child = Child()
+        self.answers = True
+        self.qmp = SimpleNamespace(execute=self._execute)
+
+    def death(self) -> HarnessError | None:
+        return GuestLost("QEMU died") if self.child.gone.is_set() else None
+
+    def _execute(self, command: str, *, timeout: float) -> None:
+        if not self.answers:
+            raise HostError(f"QEMU did not answer {command} within {timeout:.0f} s")
+
+
+class MadeUpGuest:
+    def __init__(self, how: str, machine: str) -> None:
+        self.vm = MadeUpVm()
+        self.how = how
+        self.machine = machine
+        self.broken: HarnessError | None = None
+        self.facts: dict[str, Any] = {}
+        self.answers = True
+
+    def dmesg(self) -> str:
+        return ""
+
+    def run(self, _: str, *, timeout: float) -> None:
+        if not self.answers:
+            raise GuestLost(f"no end after {timeout:.0f} s")
+
+
+@dataclass(frozen=True)
+class MadeUpRecipe:
+    machine: Any
+    append: tuple[str, ...] = ()
+
+
+@dataclass
+class World:
+    """What there is to start, and what was started."""
+
+    folder: Path
+    running: set[MadeUpGuest] = field(default_factory=set)
+    started: list[MadeUpGuest] = field(default_factory=list)
+    peak: int = 0
+    made: list[str] = field(default_factory=list)  # machines whose template was asked for
+    #: What the next clones raise instead of coming up, None for one that is sound.
+    troubles: list[HarnessError | None] = field(default_factory=list)
+    #: What making a machine's template raises.
+    unmakable: dict[str, HarnessError] = field(default_factory=dict)
+    gate: threading.Event = field(default_factory=threading.Event)  # clones come up while it is set
+    overdue: bool = False  # one hung and was left to it
+    end: Callable[[], None] = lambda: None  # called at the end of each guest
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    @contextlib.contextmanager
+    def guest(self, how: str, recipe: Any, started: Callable[[Any], None]) -> Iterator[MadeUpGuest]:
+        trouble = self.troubles.pop(0) if how == "clone" and self.troubles else None
+        guest = MadeUpGuest(how, recipe.machine.name)
+        self.running.add(guest)
+        self.started.append(guest)
+        self.peak = max(self.peak, len(self.running))
+        try:
+            started(guest.vm)
+            deadline = time.monotonic() + 5.0
+            while not self.gate.wait(0.005):
+                if guest.vm.child.gone.is_set():
+                    raise GuestLost("QEMU died")
+                if time.monotonic() > deadline:
+                    self.overdue = True
+                    raise GuestLost("nobody has ended it")
+            if trouble is not None:
+                raise trouble
+            yield guest
+        finally:
+            guest.vm.child.gone.set()
+            self.running.remove(guest)
+            self.end()
+
+    def cloned(
+        self, template: Template, folder: Path, *, started: Callable[[Any], None] = lambda _: None
+    ) -> contextlib.AbstractContextManager[MadeUpGuest]:
+        (folder / "console.log").write_text("")
+        return self.guest("clone", template.recipe, started)
+
+    def booted(
+        self, recipe: Any, folder: Path, *, lasting: bool
+    ) -> contextlib.AbstractContextManager[MadeUpGuest]:
+        assert lasting
+        assert folder.is_dir()
+        return self.guest("boot", recipe, lambda _: None)
+
+    # As a Lab
+
+    machine = SimpleNamespace(name="default", memory=1 << 30)
+
+    def find_machine(self, name: str) -> Any:
+        return SimpleNamespace(name=name, memory=1 << 30)
+
+    def recipe(self, machine: Any = None, *, append: tuple[str, ...] = ()) -> MadeUpRecipe:
+        return MadeUpRecipe(machine or self.machine, append)
+
+    def template(self, recipe: Any) -> Template:
+        name = recipe.machine.name
+        self.made.append(name)
+        if name in self.unmakable:
+            raise self.unmakable[name]
+        path = self.folder / f"template-{name}"
+        path.mkdir(exist_ok=True)
+        (path / "dmesg").write_text("")
+        identity: Any = None
+        return Template(recipe, path, identity, {}, {}, {})
+
+
+def end(child: Child, *, grace: float) -> None:
+    assert grace == 0
+    child.gone.set()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World(tmp_path)
+    names = SimpleNamespace(
+        key=lambda recipe: f"{recipe.machine.name} {recipe.append}",
+        why_not=lambda _: None,
+        EVIDENCE=(),
+    )
+    monkeypatch.setattr(pools, "templates", names)
+    monkeypatch.setattr(pools, "cloned", made.cloned)
+    monkeypatch.setattr(pools, "booted", made.booted)
+    monkeypatch.setattr(pools, "memory_available", lambda: PLENTY)
+    monkeypatch.setattr(pools, "process", SimpleNamespace(end=end))
+    monkeypatch.setattr(pools, "rundir", SimpleNamespace(sweep=lambda: None))
+    return made
+
+
+Pools = Callable[..., GuestPool]
+
+
+@pytest.fixture
+def pool_of(world: World) -> Iterator[Pools]:
+    """Make pools, and see at the end that nothing of them runs."""
+    made: list[GuestPool] = []
+
+    def make(**options: Any) -> GuestPool:
+        lab: Any = world
+        made.append(GuestPool(lab, world.folder / f"pool-{len(made)}", **options))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+    assert world.running == set()
+    assert not world.overdue
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pool")]
+
+
+@pytest.fixture
+def pool(pool_of: Pools) -> GuestPool:
+    return pool_of()
+
+
+def made_up(guest: Any) -> MadeUpGuest:
+    assert isinstance(guest, MadeUpGuest)
+    return guest
+
+
+# Clones that fail
+
+
+def test_a_clone_that_does_not_come_up_costs_one_test(pool: GuestPool, world: World) -> None:
+    world.troubles = [LaunchError("QEMU refused to start", hint="do this"), None]
+    with pytest.raises(LaunchError, match="QEMU refused to start"), pool.guest(Wish()):
+        pass
+    with pool.guest(Wish()) as guest:
+        assert made_up(guest).vm.death() is None
+    assert len(world.started) == 2
+
+
+def test_its_error_names_the_folder_of_its_logs(pool: GuestPool, world: World) -> None:
+    world.troubles = [LaunchError("QEMU refused to start", hint="do this")]
+    with pytest.raises(LaunchError) as caught, pool.guest(Wish()):
+        pass
+    words, _, folder = str(caught.value.hint).partition("; its logs are in ")
+    assert words == "do this"
+    assert [path.name for path in Path(folder).iterdir()] == ["console.log"]
+
+
+def test_so_does_a_shared_guests(pool: GuestPool, world: World) -> None:
+    world.troubles = [GuestLost("it is gone")]
+    with pytest.raises(GuestLost) as caught, pool.guest(Wish("shared")):
+        pass
+    assert Path(str(caught.value.hint).removeprefix("its logs are in ")).is_dir()
+
+
+@pytest.mark.parametrize("how", ["failed", "died", "stopped"])
+def test_a_warm_clone_that_is_lost_is_replaced_without_a_word(
+    pool: GuestPool,
+    world: World,
+    eventually: Eventually,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+) -> None:
+    if how == "failed":
+        world.troubles = [None, GuestLost("it did not go on")]
+    with pool.guest(Wish(), then=Wish()):
+        eventually(pool.ready)
+        lost = world.started[-1]
+        if how == "died":
+            lost.vm.child.gone.set()
+        elif how == "stopped":
+            lost.vm.answers = False
+    with caplog.at_level(logging.WARNING), pool.guest(Wish()) as guest:
+        assert made_up(guest) is not lost
+        assert made_up(guest).vm.death() is None
+        assert lost not in world.running
+    assert "a clone failed before its test" in caplog.text
+    assert len(world.started) == 3
+
+
+# Machines without a template
+
+
+@pytest.mark.parametrize("isolation", ["clone", "shared"])
+def test_what_cannot_be_saved_is_booted_and_says_why(
+    pool_of: Pools, world: World, isolation: str
+) -> None:
+    world.unmakable["default"] = NotMigratable("a device of the host")
+    said: list[str] = []
+    pool = pool_of(say=said.append)
+    for _ in range(2):
+        with pool.guest(Wish(isolation), then=Wish()) as guest:
+            assert made_up(guest).how == "boot"
+            assert made_up(guest).facts["why_boot"] == "a device of the host"
+    assert said == ["machine default is booted for every test: a device of the host"]
+    assert world.made == ["default"]
+    assert len(world.started) == (2 if isolation == "clone" else 1)
+
+
+def test_a_template_that_cannot_be_made_is_tried_once(pool: GuestPool, world: World) -> None:
+    world.unmakable["default"] = ImageError("no room for it")
+    for isolation in ("clone", "clone", "shared"):
+        with pytest.raises(ImageError, match="no room for it"), pool.guest(Wish(isolation)):
+            pass
+    assert world.made == ["default"]
+    with pool.guest(Wish(machine="other")) as guest:  # another machine is another matter
+        assert made_up(guest).machine == "other"
+
+
+def test_isolation_boot_asks_for_no_template(pool: GuestPool, world: World) -> None:
+    with pool.guest(Wish("boot")) as guest:
+        assert made_up(guest).how == "boot"
+    assert world.made == []
+
+
+# What is started ahead
+
+
+def ahead(world: World, guest: Any) -> list[MadeUpGuest]:
+    """Return what runs besides the guest under test."""
+    return [other for other in world.started if other in world.running and other is not guest]
+
+
+def test_the_next_clone_is_started_while_a_test_runs(
+    pool: GuestPool, world: World, eventually: Eventually
+) -> None:
+    with pool.guest(Wish(), then=Wish()) as first:
+        eventually(lambda: len(world.running) == 2)
+    (next_one,) = world.running
+    with pool.guest(Wish()) as second:
+        assert made_up(second) is next_one
+        assert second is not first
+    assert len(world.started) == 2
+
+
+@pytest.mark.parametrize(
+    "then", [None, Wish("boot"), Wish("shared"), Wish(machine="never asked for")]
+)
+def test_nothing_is_started_that_nobody_will_take(
+    pool: GuestPool, world: World, eventually: Eventually, then: Wish | None
+) -> None:
+    with pool.guest(Wish(), then=Wish()):
+        eventually(pool.ready)
+    with pool.guest(Wish(), then=then) as guest:
+        eventually(pool.ready)
+        assert ahead(world, guest) == []
+    assert len(world.started) == 2
+
+
+def test_warm_clones_of_another_machine_are_thrown_away(
+    pool: GuestPool, world: World, eventually: Eventually
+) -> None:
+    other = Wish(machine="other")
+    with pool.guest(Wish(), then=Wish()) as guest:
+        eventually(pool.ready)
+        (stale,) = ahead(world, guest)
+    with pool.guest(other, then=other) as guest:
+        eventually(pool.ready)
+        assert stale not in world.running
+        assert [clone.machine for clone in ahead(world, guest)] == ["other"]
+
+
+@pytest.mark.parametrize("isolation", ["boot", "shared"])
+def test_a_clone_is_started_behind_a_guest_that_is_none(
+    pool: GuestPool, world: World, eventually: Eventually, isolation: str
+) -> None:
+    with pool.guest(Wish()):
+        pass
+    with pool.guest(Wish(isolation), then=Wish()) as guest:
+        eventually(lambda: [clone.how for clone in ahead(world, guest)] == ["clone"])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_there_are_never_more_guests_than_one_and_those_ahead(
+    pool_of: Pools, world: World, eventually: Eventually, count: int
+) -> None:
+    pool = pool_of(ahead=count)
+    wishes = [Wish(), Wish(), Wish(machine="other"), Wish(), Wish("boot"), Wish(), Wish()]
+    for wish, then in zip(wishes, [*wishes[1:], None], strict=True):
+        with pool.guest(wish, then):
+            eventually(pool.ready)
+            assert len(world.running) <= count + 1
+    assert world.peak == count + 1
+
+
+@pytest.mark.parametrize(("free", "expected"), [(0, 0), (2 << 30, 0), (4 << 30, 1)])
+def test_memory_decides_how_many_run_ahead(
+    pool: GuestPool, world: World, monkeypatch: pytest.MonkeyPatch, free: int, expected: int
+) -> None:
+    monkeypatch.setattr(pools, "memory_available", lambda: free)
+    with pool.guest(Wish(), then=Wish()):
+        assert len(pool._warm) == expected
+    assert world.peak <= expected + 1
+
+
+# Shared guests
+
+
+def test_a_shared_guest_is_shared_until_it_breaks(pool: GuestPool, world: World) -> None:
+    def give() -> MadeUpGuest:
+        with pool.guest(Wish("shared")) as guest:
+            return made_up(guest)
+
+    first = give()
+    assert give() is first
+    first.answers = False
+    second = give()
+    assert second is not first
+    second.broken = GuestLost("its SSH broke")
+    third = give()
+    assert third is not second
+    third.vm.child.gone.set()
+    assert give() is not third
+    assert len(world.running) == 1
+
+
+# The end
+
+
+def test_closing_ends_all_that_runs(pool: GuestPool, world: World) -> None:
+    with pool.guest(Wish("shared")):
+        pass
+    with pool.guest(Wish(), then=Wish()):
+        world.gate.clear()
+    assert world.running
+    pool.close()
+    assert world.running == set()
+    assert not (world.folder / "pool-0" / "3").exists()  # nobody had the clone ahead
+
+
+def test_closing_ends_all_even_if_one_of_them_raises(
+    pool_of: Pools, world: World, eventually: Eventually
+) -> None:
+    pool = pool_of(ahead=2)
+    with pool.guest(Wish("shared")):
+        pass
+    with pool.guest(Wish(), then=Wish()):
+        eventually(pool.ready)
+    ended: list[int] = []
+
+    def complain() -> None:
+        ended.append(1)
+        if len(ended) == 1:
+            raise RuntimeError("made up")
+
+    world.end = complain
+    assert len(world.running) == 3
+    with pytest.raises(RuntimeError, match="made up"):
+        pool.close()
+    assert world.running == set()
+    assert len(ended) == 3
+
+
+def test_a_clone_that_hangs_on_its_way_is_ended_at_once(
+    pool: GuestPool, world: World, eventually: Eventually
+) -> None:
+    with pool.guest(Wish(), then=Wish()):
+        world.gate.clear()
+    eventually(lambda: world.running or not world.started)
+    pool.close()  # would wait for ever for one that it does not end
+    assert world.running == set()
+
+
+def test_a_clone_whose_qemu_comes_late_is_ended_too(
+    pool: GuestPool, world: World, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """It was thrown away before there was a QEMU to end."""
+    launching, late = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def slow(
+        template: Template, folder: Path, *, started: Callable[[Any], None]
+    ) -> Iterator[MadeUpGuest]:
+        launching.set()
+        assert late.wait(10)
+        with world.cloned(template, folder, started=started) as guest:
+            yield guest
+
+    with pool.guest(Wish(), then=None):
+        monkeypatch.setattr(pools, "cloned", slow)
+        pool._refill(Wish())
+        assert launching.wait(10)
+        world.gate.clear()  # this one would never come up
+        with ThreadPoolExecutor(1) as other:
+            closing = other.submit(pool.close)
+            eventually(lambda: not pool._warm)
+            late.set()
+            closing.result(10)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_interrupt_while_waiting_leaks_nothing(
+    pool: GuestPool,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually,
+    kept: bool,
+) -> None:
+    with pool.guest(Wish(), then=None):
+        world.gate.clear()
+        if kept:
+            pool._refill(Wish())
+    plain = Future.exception
+    interrupted: list[int] = []
+
+    def exception(self: Future[object]) -> BaseException | None:
+        if interrupted:
+            return plain(self)
+        interrupted.append(1)
+        eventually(lambda: world.running)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "exception", exception)
+    with pytest.raises(KeyboardInterrupt), pool.guest(Wish()):
+        pass
+    assert interrupted
+    assert world.running == set()
+    assert len(world.started) == 2
+
+
+def test_an_interrupt_while_a_clone_is_looked_at_leaks_nothing(
+    pool: GuestPool, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def death(_: MadeUpVm) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MadeUpVm, "death", death)
+    with pytest.raises(KeyboardInterrupt), pool.guest(Wish()):
+        pass
+    assert len(world.started) == 1
+    assert world.running == set()
