@@ -171,15 +171,21 @@ def _keep_logs(item: pytest.Item, guest: Guest) -> None:
 
 
 def _wish(item: pytest.Item, config: pytest.Config) -> Wish:
-    def words(name: str) -> tuple[str, ...]:
-        marker = item.get_closest_marker(name)
-        return tuple(str(word) for word in marker.args) if marker else ()
+    """Return the guest that a test's markers and the run's options ask for."""
 
-    isolation = (words("isolation") or (str(config.getoption("--nvh-isolation")),))[0]
+    def word(name: str) -> str | None:
+        marker = item.get_closest_marker(name)
+        if marker is not None and (len(marker.args) != 1 or marker.kwargs):
+            raise pytest.UsageError(f"{item.nodeid}: marker {name} takes one word")
+        return str(marker.args[0]) if marker else None
+
+    isolation = word("isolation") or str(config.getoption("--nvh-isolation"))
     if isolation not in ISOLATIONS:
-        raise pytest.UsageError(f"{item.nodeid}: no isolation is called {isolation!r}")
-    machine = words("machine")
-    return Wish(isolation, machine[0] if machine else None, words("kernel_args"))
+        known = ", ".join(ISOLATIONS)
+        raise pytest.UsageError(f"{item.nodeid}: no isolation is called {isolation!r} ({known})")
+    arguments = item.get_closest_marker("kernel_args")
+    append = tuple(str(argument) for argument in arguments.args) if arguments else ()
+    return Wish(isolation, word("machine"), append)
 
 
 # Verdicts
@@ -342,16 +348,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 # Reports, on the controller
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a testcase whose name carries no row of the catalogue before anything boots."""
-    names = [item.name for item in items if _is_testcase(item)]
-    if not names:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse, before anything boots, a testcase without a row or with markers that mean nothing."""
+    testcases = [item for item in items if _is_testcase(item)]
+    if not testcases:
         return
+    for item in testcases:
+        _wish(item, config)
     try:
         # Not from the state: who only looks at the tests makes no results.
         catalogue = Catalogue.load(paths.source_tree() / "testcases" / "catalogue")
-        for name in names:
-            catalogue.of_test(name)
+        for item in testcases:
+            catalogue.of_test(item.name)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from error
 

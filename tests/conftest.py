@@ -14,6 +14,9 @@ from harness.guest.boot import Recipe, booted
 from harness.lab import Lab, Options
 from harness.qemu.console import Console
 from harness.spec import Machine, load_machine
+from tests.made_up_runs import runs
+
+__all__ = ["runs"]  # a fixture
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
