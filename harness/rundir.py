@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import shutil
@@ -26,12 +27,23 @@ def _candidates() -> list[Path]:
 
 
 def _base() -> Path:
+    first, *_ = _candidates()
     for folder in _candidates():
         with contextlib.suppress(OSError):
             if os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= ROOM:
+                if folder != first:
+                    _tell(
+                        f"{first} has no room for a guest: its files go to {folder}, a slower disk"
+                    )
                 return folder
     names = " nor ".join(str(folder) for folder in _candidates())
     raise HostError(f"neither {names} has 1 GiB free for a guest", hint="free space or set TMPDIR")
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Say something about the host once, not for each guest."""
+    log.warning("%s", line)
 
 
 def sweep() -> None:

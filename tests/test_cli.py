@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import paths
+from harness import paths, pool
 from harness.cli import main
-from harness.lab import Lab
+from harness.lab import Lab, Options
 from harness.report.results import ResultsDir
 
 FAKE = Path(__file__).with_name("fake_qemu.py")
@@ -377,6 +377,31 @@ def test_a_dry_run_of_test_prints_what_would_be_started(nvh: Nvh, tmp_path: Path
     assert said.out.rstrip().endswith(" -m 'not guest'")
     assert not (tmp_path / "cache" / "store").exists()
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("guests", "asked", "workers", "told"),
+    [
+        (0, "8", "", "nvh: 1 test at once instead of 8: memory is short\n"),
+        (5, "8", "-n 2 ", "nvh: 2 tests at once instead of 8: memory is short\n"),
+        (5, "auto", "-n 2 ", "nvh: 2 tests at once instead of 6: memory is short\n"),
+        (5, "2", "-n 2 ", ""),
+        (16, "8", "-n 8 ", ""),
+        (0, "1", "", ""),
+    ],
+)
+def test_memory_limits_how_many_tests_run_at_once(
+    nvh: Nvh, monkeypatch: pytest.MonkeyPatch, guests: int, asked: str, workers: str, told: str
+) -> None:
+    """A test takes two guests: its own, and the one that gets ready behind it."""
+    one = Lab(Options()).machine.memory + pool.OVERHEAD
+    monkeypatch.setattr(pool, "memory_available", lambda: guests * one)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    said = nvh("test", "-k", "V3", "-n", asked, "--dry-run")
+    assert said.code == 0
+    assert "".join(line for line in said.err.splitlines(True) if line[0] != "[") == told
+    command = said.out.partition("--nvh-results=")[2].partition(" ")[2]
+    assert command.startswith(f"{workers}--dist worksteal " if workers else "/")
 
 
 def test_the_list_names_rows_in_order_with_their_sources(nvh: Nvh) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,3 +127,32 @@ def test_no_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         rundir.rundir(),
     ):
         pass
+
+
+def test_falling_back_to_a_disk_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    memory.mkdir()
+    disk.mkdir()
+    plain = shutil.disk_usage
+
+    def usage(folder: Path) -> object:
+        return SimpleNamespace(free=rundir.ROOM - 1) if folder == memory else plain(folder)
+
+    monkeypatch.setattr(rundir, "_candidates", lambda: [memory, disk])
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    for _ in range(2):
+        with rundir.rundir() as folder:
+            assert folder.parent == disk
+    told = f"{memory} has no room for a guest: its files go to {disk}, a slower disk"
+    assert [record.message for record in caplog.records] == [told]
+
+
+def test_room_in_memory_is_not_worth_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rundir, "_candidates", lambda: [tmp_path, Path("/nowhere")])
+    with rundir.rundir() as folder:
+        assert folder.parent == tmp_path
+    assert not caplog.records

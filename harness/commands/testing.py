@@ -148,7 +148,8 @@ def _workers(asked: str, memory: int) -> int:
     # Each worker has a guest under test and one that is getting ready.
     possible = max(1, budget(memory) // 2)
     if possible < wanted:
-        print(f"{possible} tests at once instead of {wanted}: memory is short", flush=True)
+        many = "1 test" if possible == 1 else f"{possible} tests"
+        ui.terminal.print(f"nvh: {many} at once instead of {wanted}: memory is short")
     return min(wanted, possible)
 
 
