@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import __version__, ui
-from harness.commands import doctor, guests, inventory, logs, testing
+from harness.commands import doctor, guests, inventory, kernels, logs, testing
 from harness.errors import EXIT_INTERRUPTED, HarnessError, HostError
 from harness.pool import ISOLATIONS
 
@@ -219,6 +219,31 @@ def _kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     _command(kernel, "list", "list the packaged kernels in the store", inventory.kernel_list)
     show = _command(kernel, "show", "say what a kernel selector stands for", inventory.kernel_show)
     show.add_argument("selector", nargs="?", help="as --kernel takes it")
+    build = _command(
+        kernel, "build", "build a lean kernel; its path is the last line", kernels.build
+    )
+    build.add_argument("source", metavar="TREE", help="a kernel tree, or debian-source:6.12")
+    build.add_argument(
+        "--config",
+        metavar="FRAGMENT",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="on top of base: debug, iommufd, ... (guest-images/kernel/*.config), or a file",
+    )
+    build.add_argument(
+        "--patch",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="applied with patch -p1 to a copy of the source, in this order",
+    )
+    build.add_argument("-j", metavar="N", type=int, help="make's jobs (default: one a core)")
+    fit = _command(
+        kernel, "check", "say which rows of the catalogue a configuration can run", kernels.check
+    )
+    fit.add_argument("config", metavar="CONFIG", help="a .config, or a kernel as --kernel takes it")
 
 
 if __name__ == "__main__":

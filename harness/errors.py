@@ -58,6 +58,10 @@ class ImageError(HarnessError):
     """A guest image could not be built, fetched or verified."""
 
 
+class BuildError(HarnessError):
+    """A kernel does not compile: the next revision of a bisection may."""
+
+
 class LaunchError(HarnessError):
     """QEMU refused to start; the message carries QEMU's own words."""
 

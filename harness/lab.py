@@ -39,16 +39,21 @@ class Options:
     trusted: bool = False
 
 
+def groups_of(machine: Machine) -> tuple[str, ...]:
+    """Return the tables of required.toml that a machine needs."""
+    groups = ["boot"]
+    groups += ["nvdimm"] if any(dimm.namespace for dimm in machine.nvdimms) else []
+    groups += ["vfio"] if any(device.vfio for device in machine.pci) else []
+    groups += [machine.iommu] if machine.iommu != "none" else []
+    return tuple(groups)
+
+
 def check_drivers(kernel: Kernel, machine: Machine) -> None:
     """Raise UnfitKernel, with the lines to set, when a kernel cannot drive a machine.
 
     A kernel that does not tell its configuration passes: its console says what is missing.
     """
-    groups = ["boot"]
-    groups += ["nvdimm"] if any(dimm.namespace for dimm in machine.nvdimms) else []
-    groups += ["vfio"] if any(device.vfio for device in machine.pci) else []
-    groups += [machine.iommu] if machine.iommu != "none" else []
-    missing = config_problems(kernel, groups=tuple(groups))
+    missing = config_problems(kernel, groups=groups_of(machine))
     if missing:
         lines = " ".join(str(problem).partition(" ")[0] for problem in missing)
         raise UnfitKernel(

@@ -1,8 +1,9 @@
 #!/bin/bash
 # Prepares this checkout to run: host packages, a virtual environment, the harness in it.
 #
-# A second start finds its stamp and does nothing.  Environment: VENV, where the virtual environment
-# goes (default .venv).  Exit codes: 0 ready, 125 the host lacks something (one line says what).
+# A second start finds its stamp and does nothing.  `setup.sh packages FILE` installs the host packages
+# of another list and nothing else.  Environment: VENV, where the virtual environment goes (default
+# .venv).  Exit codes: 0 ready, 125 the host lacks something (one line says what).
 set -euo pipefail
 export LC_ALL=C
 
@@ -159,18 +160,22 @@ make_environment() {
             "is there a network, or an index in PIP_INDEX_URL?"
 }
 
-if ready; then
+if [[ ${1:-} == packages ]]; then
+    packages=$2
+    log=${log%.log}-packages.log
+elif ready; then
     exit 0
 fi
 mkdir -p "$root/build" 2>/dev/null || die "cannot write to $root/build"
 # Two set-ups of one checkout: the second waits, then finds the first one's work.
 exec 9>"$root/build/setup.lock"
 flock 9
-if ready; then
+if [[ ${1:-} != packages ]] && ready; then
     exit 0
 fi
 : >"$log"
 host_packages
+[[ ${1:-} != packages ]] || exit 0
 if ! made; then
     need_python
     make_environment

@@ -186,8 +186,8 @@ class FakeApt:
 @pytest.fixture
 def repository(monkeypatch: pytest.MonkeyPatch) -> FakeApt:
     fake = FakeApt()
-    monkeypatch.setattr(packaged, "_repository", lambda *_: fake)
-    monkeypatch.setattr(packaged, "_sources", lambda _: [("deb somewhere",)])
+    monkeypatch.setattr(packaged, "repository_of", lambda *_: fake)
+    monkeypatch.setattr(packaged, "sources_of", lambda _: [("deb somewhere",)])
     return fake
 
 

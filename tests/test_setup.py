@@ -75,9 +75,9 @@ class Host:
             **extra,
         }
 
-    def start(self, **extra: str) -> "subprocess.Popen[str]":
+    def start(self, *words: str, **extra: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [self.checkout / "harness/setup.sh"],
+            [self.checkout / "harness/setup.sh", *words],
             env=self.env(**extra),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -85,9 +85,9 @@ class Host:
             text=True,
         )
 
-    def setup(self, **extra: str) -> tuple[int, str]:
+    def setup(self, *words: str, **extra: str) -> tuple[int, str]:
         self.calls_file.write_text("")
-        child = self.start(**extra)
+        child = self.start(*words, **extra)
         said, _ = child.communicate(timeout=20)
         return child.returncode, said
 
@@ -173,6 +173,20 @@ def test_missing_packages_are_installed(host: Host) -> None:
     (call,) = [call for call in host.calls if call.startswith("apt-get")]
     assert call.endswith(" qemu-system-x86 noninteractive")
     assert "--no-install-recommends" in call
+
+
+def test_packages_of_another_list_are_installed_and_nothing_else(host: Host) -> None:
+    others = host.folder / "others.txt"
+    others.write_text("flex  # for kernels\npython3\n")
+    code, said = host.setup("packages", str(others))
+    assert (code, said) == (0, "setup: installing flex\n")
+    assert [call.split()[0] for call in host.calls] == ["dpkg-query", "apt-get"]
+    assert not host.venv.exists()
+    code, said = host.setup("packages", str(others), FAKE_UID="1000")
+    assert (code, said.count("\n")) == (125, 1)
+    assert said.endswith("apt-get install flex\n")
+    host.install("python3", "flex")
+    assert host.setup("packages", str(others)) == (0, "")
 
 
 def test_package_lists_are_fetched_only_when_they_do_not_do(host: Host) -> None:

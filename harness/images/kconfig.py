@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness import paths, process
 from harness.errors import HarnessError
@@ -58,8 +59,18 @@ def problems(kernel: Kernel, *, groups: tuple[str, ...] = ("boot",)) -> list[Pro
     options = read(kernel)
     if options is None:
         return []
-    table = tomllib.loads((paths.guest_images() / "kernel" / "required.toml").read_text())
-    modular = kernel.modules is not None and options.get("CONFIG_MODULES") == "y"
+    return lacking(options, groups=groups, modular=kernel.modules is not None)
+
+
+def lacking(
+    options: Mapping[str, str], *, groups: tuple[str, ...] = ("boot",), modular: bool = False
+) -> list[Problem]:
+    """Return what required.toml asks for and a configuration does not set.
+
+    ``modular``: the kernel comes with its modules, so =m does where it has a loader for them.
+    """
+    table = _required()
+    modular = modular and options.get("CONFIG_MODULES") == "y"
     good = {"y", "m"} if modular else {"y"}
     return [
         Problem(group, option, why, modular)
@@ -67,6 +78,15 @@ def problems(kernel: Kernel, *, groups: tuple[str, ...] = ("boot",)) -> list[Pro
         for option, why in table[group].items()
         if options.get(option) not in good
     ]
+
+
+def rows_of(option: str) -> tuple[str, ...]:
+    """Return the patterns of the catalogue's rows that an option is needed for."""
+    return tuple(_required()["rows"].get(option, ()))
+
+
+def _required() -> dict[str, Any]:
+    return tomllib.loads((paths.guest_images() / "kernel" / "required.toml").read_text())
 
 
 def from_image(image: bytes) -> str | None:

@@ -14,6 +14,8 @@ from harness.images.store import Progress, Store, file_hash, hash_of, to_log
 
 _INSTALLED = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz", "vmlinuz")
 BZIMAGE = Path("arch/x86/boot/bzImage")
+#: In a tree that the harness built: what it was made of, in words.
+ORIGIN = "nvh-origin"
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,13 @@ def _from_tree(tree: Path, store: Store, progress: Progress) -> Kernel:
     release = bzimage_release(image)
     config = tree / ".config"
     order = tree / "modules.order"
+    told = tree / ORIGIN
     installed = None
     modules_digest = "no modules"
-    if order.is_file() and order.read_text().strip():
+    ready = tree / "lib/modules" / release
+    if told.is_file() and (ready / "modules.dep").is_file():
+        installed, modules_digest = ready, _fingerprint(ready)
+    elif order.is_file() and order.read_text().strip():
         key = hash_of("tree-modules-1", str(tree), release, _tree_fingerprint(tree, order))
 
         def build(target: Path) -> None:
@@ -146,7 +152,7 @@ def _from_tree(tree: Path, store: Store, progress: Progress) -> Kernel:
         image=image,
         modules=installed,
         config=config if config.is_file() else None,
-        origin=str(tree),
+        origin=told.read_text().strip() if told.is_file() else str(tree),
         digest=hash_of(file_hash(image), modules_digest),
     )
 

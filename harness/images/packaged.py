@@ -41,7 +41,7 @@ def entry(selector: str, store: Store, *, progress: Progress) -> Entry:
 
     Raises KernelError when nothing matches the selector and ImageError when no mirror answers.
     """
-    sources = _sources(selector)
+    sources = sources_of(selector)
     key = hash_of("choice", _RECIPE, selector, *(line for group in sources for line in group))
 
     def choose(target: Path) -> None:
@@ -67,7 +67,7 @@ def _spoken(selector: str) -> str:
     return "the default kernel" if selector == "default" else selector
 
 
-def _sources(selector: str) -> list[tuple[str, ...]]:
+def sources_of(selector: str) -> list[tuple[str, ...]]:
     """Return groups of sources.list lines; a later one is asked if the earlier have nothing."""
     host = distribution.host_release()
     name, _, what = selector.partition(":")
@@ -81,7 +81,8 @@ def _sources(selector: str) -> list[tuple[str, ...]]:
     return [distribution.sources(Release(name, suite), whole=True) for suite in suites]
 
 
-def _repository(sources: Sequence[str], store: Store) -> apt.PrivateApt:
+def repository_of(sources: Sequence[str], store: Store) -> apt.PrivateApt:
+    """Return the private apt for sources.list lines."""
     return apt.PrivateApt(store.root.parent / "apt", sources)
 
 
@@ -89,7 +90,7 @@ def _choose(selector: str, groups: Sequence[Sequence[str]], store: Store) -> dic
     """Return the packages that a selector stands for now, the image's first."""
     complaint = None
     for sources in groups:
-        repository = _repository(sources, store)
+        repository = repository_of(sources, store)
         complaint = repository.update() or complaint
         wanted = _wanted(selector, repository)
         if wanted is None:
@@ -139,11 +140,11 @@ def _fetched(choice: Entry, store: Store, progress: Progress) -> Entry:
 
     def build(target: Path) -> None:
         progress(f"fetching {rows[0][0]} {rows[0][1]}, some 100 MB")
-        repository = _repository(about["sources"], store)
-        packages = _known(repository, rows)
+        repository = repository_of(about["sources"], store)
+        packages = known(repository, rows)
         if packages is None:
             complaint = repository.update()
-            packages = _known(repository, rows)
+            packages = known(repository, rows)
             if packages is None and complaint:
                 raise ImageError(f"no packages: {complaint}", hint=distribution.MIRROR_HINT)
             if packages is None:
@@ -156,7 +157,7 @@ def _fetched(choice: Entry, store: Store, progress: Progress) -> Entry:
     return store.get("kernel", key, build, verify=(IMAGE, CONFIG, ABOUT))
 
 
-def _known(repository: apt.PrivateApt, rows: Sequence[Sequence[str]]) -> list[apt.Package] | None:
+def known(repository: apt.PrivateApt, rows: Sequence[Sequence[str]]) -> list[apt.Package] | None:
     """Return the packages if the repository has exactly them."""
     found = []
     for name, version, sha256 in rows:

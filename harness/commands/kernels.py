@@ -1,0 +1,108 @@
+"""nvh kernel build, nvh kernel check: kernels made for the catalogue, and what one lacks for it."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness import paths, ui
+from harness.errors import EXIT_FAILED, EXIT_OK, HarnessError, UsageError
+from harness.images import kbuild, kconfig
+from harness.lab import Lab, Options, groups_of
+from harness.verdict.expectation import Catalogue, Row
+
+_OPTION = re.compile(r"\bCONFIG_\w+")
+
+
+def build(args: argparse.Namespace) -> int:
+    """Build a kernel; print what it could not have, and its path as the last line."""
+    if args.j is not None and args.j < 1:
+        raise UsageError(f"-j {args.j}: not a number of jobs")
+    with ui.progress() as shown:
+        built = kbuild.build(
+            args.source,
+            Lab(Options()).store,
+            fragments=args.config,
+            patch_files=[Path(file) for file in args.patch],
+            jobs=args.j,
+            progress=shown.say,
+        )
+    if built.unmet:
+        print(f"not as asked for: {'; '.join(built.unmet)}")
+    print(built.path, flush=True)
+    return EXIT_OK
+
+
+def check(args: argparse.Namespace) -> int:
+    """Say which rows a configuration can run, and which lines to add for the rest.
+
+    The exit code tells whether a guest of the default machine can boot.
+    """
+    options, modular = _options(args.config)
+    machine = Lab(Options()).machine
+    stopping = kconfig.lacking(options, groups=groups_of(machine), modular=modular)
+    features = kconfig.lacking(options, groups=("features",), modular=modular)
+    catalogue = Catalogue.load(paths.source_tree() / "testcases" / "catalogue")
+    missing = {
+        row.id: _missing(row, options, {one.option for one in features}) for row in catalogue
+    }
+    for problem in stopping:
+        print(f"no guest: {problem}")
+    able = [row for row, lines in missing.items() if not lines and not stopping]
+    print(f"{len(able)} of {len(missing)} rows can run whole: {_listed(able) or 'none'}")
+    for row in sorted(set(missing) - set(able), key=_order):
+        if missing[row]:
+            print(f"{row:4} in part or not at all: {', '.join(missing[row])}")
+    value = "m" if modular and options.get("CONFIG_MODULES") == "y" else "y"
+    lines = {f"{one.option}={value}": None for one in stopping}
+    lines |= {f"{option}={value}": None for needed in missing.values() for option in needed}
+    if lines:
+        print("\n# to add to its .config:")
+        print("\n".join(lines))
+    return EXIT_FAILED if stopping else EXIT_OK
+
+
+def _options(text: str) -> tuple[Mapping[str, str], bool]:
+    """Return a configuration, and whether its kernel has modules to load."""
+    file = Path(text).expanduser()
+    if file.is_file():
+        try:
+            options = kconfig.parse(file.read_text())
+        except UnicodeDecodeError:
+            options = {}  # an image
+        if options:
+            return options, True
+    lab = Lab(Options(kernel=text))
+    with ui.progress() as shown:
+        lab.say = shown.say
+        found = kconfig.read(lab.kernel)
+    if found is None:
+        raise HarnessError(
+            f"{lab.kernel.origin} does not tell its configuration", hint="name its .config"
+        )
+    return found, lab.kernel.modules is not None
+
+
+def _missing(row: Row, options: Mapping[str, str], features: set[str]) -> list[str]:
+    """Return the options that a row needs and a configuration lacks."""
+    lacking = {
+        option: None
+        for option in sorted(features)
+        if any(fnmatch.fnmatchcase(row.id, pattern) for pattern in kconfig.rows_of(option))
+    }
+    for need in row.needs:
+        named = _OPTION.findall(need)  # several are alternatives
+        if named and not any(options.get(option) in ("y", "m") for option in named):
+            lacking[named[0]] = None
+    return list(lacking)
+
+
+def _order(row: str) -> tuple[str, int]:
+    return row[0], int(row[1:])
+
+
+def _listed(rows: list[str]) -> str:
+    return " ".join(sorted(rows, key=_order))
