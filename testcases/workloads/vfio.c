@@ -1,5 +1,6 @@
 #include "vfio.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -12,6 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "iommufd.h"
 #include "nvh.h"
 
 /* The last component of a link below the device's sysfs directory; false when it is not there. */
@@ -48,28 +50,40 @@ static off_t region_offset(const struct vfio *vfio, unsigned int index, uint64_t
 	return (off_t)info.offset;
 }
 
-void vfio_open(struct vfio *vfio, const char *address, int version)
+const char *const vfio_backend_words[] = {"type1", "type1v2", "compat", "iommufd", NULL};
+
+/* The kernel was built without what was asked for: nothing more can be said. */
+static _Noreturn void without(const char *option, const char *what)
+{
+	int err = errno;
+
+	nvh_fact_str("missing", option);
+	nvh_skip("%s: %s (%s=y)", what, nvh_errname(err), option);
+	exit(nvh_end());
+}
+
+static int open_iommufd(void)
+{
+	int fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0 && (errno == ENOENT || errno == ENODEV))
+		without("CONFIG_IOMMUFD", "/dev/iommu");
+	if (fd < 0)
+		nvh_bail("/dev/iommu: %s", nvh_errname(errno));
+	return fd;
+}
+
+static void open_by_group(struct vfio *vfio, const char *address, const char *group, const char *driver)
 {
 	struct vfio_group_status status = {.argsz = sizeof(status)};
 	struct vfio_iommu_type1_info info = {.argsz = sizeof(info)};
+	int type = vfio->backend == VFIO_BACKEND_TYPE1 ? VFIO_TYPE1_IOMMU : VFIO_TYPE1v2_IOMMU;
 	char path[PATH_MAX];
-	char driver[64] = "none";
-	char group[64];
-	char iommu[64];
 
-	if (!address || strlen(address) > 32 || strchr(address, '/'))
-		nvh_usage("--device: a full PCI address such as 0000:00:05.0");
-	*vfio = (struct vfio){.container = -1, .group = -1, .device = -1};
-	nvh_fact_str("address", address);
-	device_link(address, "driver", driver, sizeof(driver));
-	if (!device_link(address, "iommu_group", group, sizeof(group)))
-		nvh_bail("%s has no IOMMU group: no such device, or no vIOMMU (intel_iommu=on)", address);
-	nvh_fact_int("group", strtol(group, NULL, 10));
-	if (!device_link(address, "iommu", iommu, sizeof(iommu)))
-		strcpy(iommu, "none");
-	nvh_fact_str("iommu", iommu);
-
-	vfio->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+	if (vfio->backend == VFIO_BACKEND_COMPAT)
+		vfio->container = open_iommufd();
+	else
+		vfio->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
 	if (vfio->container < 0)
 		nvh_bail("/dev/vfio/vfio: %s", nvh_errname(errno));
 	snprintf(path, sizeof(path), "/dev/vfio/%s", group);
@@ -80,16 +94,86 @@ void vfio_open(struct vfio *vfio, const char *address, int version)
 		nvh_bail("IOMMU group %s is not viable: a device of it has another driver than vfio-pci", group);
 	if (ioctl(vfio->group, VFIO_GROUP_SET_CONTAINER, &vfio->container) < 0)
 		nvh_bail("VFIO_GROUP_SET_CONTAINER: %s", nvh_errname(errno));
-	vfio->type = version == 1 ? VFIO_TYPE1_IOMMU : VFIO_TYPE1v2_IOMMU;
-	if (ioctl(vfio->container, VFIO_SET_IOMMU, vfio->type) < 0)
-		nvh_bail("VFIO_SET_IOMMU %d: %s (EPERM: the vIOMMU lacks interrupt remapping)", vfio->type,
-			 nvh_errname(errno));
-	nvh_fact_str("iommu_type", version == 1 ? "type1" : "type1v2");
+	if (ioctl(vfio->container, VFIO_SET_IOMMU, type) < 0)
+		nvh_bail("VFIO_SET_IOMMU %d: %s (EPERM: the vIOMMU lacks interrupt remapping)", type, nvh_errname(errno));
 	if (ioctl(vfio->container, VFIO_IOMMU_GET_INFO, &info) == 0)
 		vfio->page_sizes = info.iova_pgsizes;
 	vfio->device = ioctl(vfio->group, VFIO_GROUP_GET_DEVICE_FD, address);
 	if (vfio->device < 0)
 		nvh_bail("VFIO_GROUP_GET_DEVICE_FD %s: %s", address, nvh_errname(errno));
+}
+
+/* The device's own character device, whose name is that of a directory in sysfs. */
+static int open_cdev(const char *address)
+{
+	char path[PATH_MAX];
+	struct dirent *entry;
+	DIR *directory;
+	int fd = -1;
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev", address);
+	directory = opendir(path);
+	if (!directory)
+		without("CONFIG_VFIO_DEVICE_CDEV", path);
+	while ((entry = readdir(directory)) && fd < 0) {
+		if (strncmp(entry->d_name, "vfio", 4) != 0)
+			continue;
+		snprintf(path, sizeof(path), "/dev/vfio/devices/%s", entry->d_name);
+		fd = open(path, O_RDWR | O_CLOEXEC);
+		/* vfio-dev/ is there without the option, a device node is not (v6.6). */
+		if (fd < 0 && errno == ENOENT)
+			without("CONFIG_VFIO_DEVICE_CDEV", path);
+		if (fd < 0)
+			nvh_bail("%s: %s", path, nvh_errname(errno));
+	}
+	closedir(directory);
+	if (fd < 0)
+		nvh_bail("%s has no vfio device: its driver is not vfio-pci", address);
+	return fd;
+}
+
+static void open_by_iommufd(struct vfio *vfio, const char *address)
+{
+	struct vfio_device_bind_iommufd bind = {.argsz = sizeof(bind)};
+	struct vfio_device_attach_iommufd_pt attach = {.argsz = sizeof(attach)};
+	struct iommu_ioas_alloc alloc = {.size = sizeof(alloc)};
+
+	vfio->container = open_iommufd();
+	vfio->device = open_cdev(address);
+	bind.iommufd = vfio->container;
+	if (ioctl(vfio->device, VFIO_DEVICE_BIND_IOMMUFD, &bind) < 0)
+		nvh_bail("VFIO_DEVICE_BIND_IOMMUFD: %s", nvh_errname(errno));
+	if (ioctl(vfio->container, IOMMU_IOAS_ALLOC, &alloc) < 0)
+		nvh_bail("IOMMU_IOAS_ALLOC: %s", nvh_errname(errno));
+	vfio->ioas = alloc.out_ioas_id;
+	attach.pt_id = alloc.out_ioas_id;
+	if (ioctl(vfio->device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach) < 0)
+		nvh_bail("VFIO_DEVICE_ATTACH_IOMMUFD_PT: %s (EPERM: the vIOMMU lacks interrupt remapping)",
+			 nvh_errname(errno));
+}
+
+void vfio_open(struct vfio *vfio, const char *address, enum vfio_backend backend)
+{
+	char driver[64] = "none";
+	char group[64];
+	char iommu[64];
+
+	if (!address || strlen(address) > 32 || strchr(address, '/'))
+		nvh_usage("--device: a full PCI address such as 0000:00:05.0");
+	*vfio = (struct vfio){.backend = backend, .container = -1, .group = -1, .device = -1};
+	nvh_fact_str("address", address);
+	device_link(address, "driver", driver, sizeof(driver));
+	if (!device_link(address, "iommu_group", group, sizeof(group)))
+		nvh_bail("%s has no IOMMU group: no such device, or no vIOMMU (intel_iommu=on)", address);
+	nvh_fact_int("group", strtol(group, NULL, 10));
+	if (!device_link(address, "iommu", iommu, sizeof(iommu)))
+		strcpy(iommu, "none");
+	nvh_fact_str("iommu", iommu);
+	nvh_fact_str("iommu_type", vfio_backend_words[backend]);
+	if (backend == VFIO_BACKEND_IOMMUFD)
+		open_by_iommufd(vfio, address);
+	else
+		open_by_group(vfio, address, group, driver);
 	vfio->config = region_offset(vfio, VFIO_PCI_CONFIG_REGION_INDEX, NULL, NULL);
 	nvh_step(strncmp(iommu, "dmar", 4) == 0 || strncmp(iommu, "ivhd", 4) == 0, "%s is behind an IOMMU: group %s, %s",
 		 address, group, iommu);
@@ -113,6 +197,34 @@ void vfio_close(struct vfio *vfio)
 	vfio->container = -1;
 }
 
+static int ioas_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, bool write)
+{
+	struct iommu_ioas_map map = {
+		.size = sizeof(map),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | (write ? IOMMU_IOAS_MAP_WRITEABLE : 0),
+		.ioas_id = vfio->ioas,
+		.user_va = (uintptr_t)addr,
+		.length = size,
+		.iova = iova,
+	};
+
+	return ioctl(vfio->container, IOMMU_IOAS_MAP, &map) < 0 ? errno : 0;
+}
+
+static int ioas_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped)
+{
+	struct iommu_ioas_unmap unmap = {
+		.size = sizeof(unmap),
+		.ioas_id = vfio->ioas,
+		.iova = iova,
+		.length = size,
+	};
+	int err = ioctl(vfio->container, IOMMU_IOAS_UNMAP, &unmap) < 0 ? errno : 0;
+
+	*unmapped = err ? 0 : unmap.length;
+	return err;
+}
+
 int vfio_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, bool write)
 {
 	struct vfio_iommu_type1_dma_map map = {
@@ -123,16 +235,24 @@ int vfio_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, 
 		.size = size,
 	};
 
+	if (vfio->backend == VFIO_BACKEND_IOMMUFD)
+		return ioas_map(vfio, addr, iova, size, write);
 	return ioctl(vfio->container, VFIO_IOMMU_MAP_DMA, &map) < 0 ? errno : 0;
 }
 
 int vfio_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped)
 {
 	struct vfio_iommu_type1_dma_unmap unmap = {.argsz = sizeof(unmap), .iova = iova, .size = size};
-	int err = ioctl(vfio->container, VFIO_IOMMU_UNMAP_DMA, &unmap) < 0 ? errno : 0;
+	int err;
 
-	*unmapped = err ? 0 : unmap.size;
-	return err;
+	if (vfio->backend == VFIO_BACKEND_IOMMUFD) {
+		err = ioas_unmap(vfio, iova, size, unmapped);
+	} else {
+		err = ioctl(vfio->container, VFIO_IOMMU_UNMAP_DMA, &unmap) < 0 ? errno : 0;
+		*unmapped = err ? 0 : unmap.size;
+	}
+	/* Nothing was there: type1 says so by the size alone, and compat since afb47765f923 (v6.18). */
+	return err == ENOENT && vfio->backend >= VFIO_BACKEND_COMPAT ? 0 : err;
 }
 
 void vfio_command(const struct vfio *vfio, unsigned int bits)

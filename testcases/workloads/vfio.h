@@ -1,5 +1,6 @@
 /*
- * A PCI device held through VFIO: container, group, device, DMA mappings (type1), regions, PCI_COMMAND.
+ * A PCI device held through VFIO: container, group, device, DMA mappings (type1 or iommufd), regions,
+ * PCI_COMMAND.
  */
 #ifndef NVH_VFIO_H
 #define NVH_VFIO_H
@@ -9,11 +10,22 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+/*
+ * Who makes the DMA mappings, in the order of vfio_backend_words: a container of type1; /dev/iommu in
+ * the place of the container, which understands the same ioctls; /dev/iommu with its own ioctls and the
+ * device opened without its group.
+ */
+enum vfio_backend { VFIO_BACKEND_TYPE1, VFIO_BACKEND_TYPE1V2, VFIO_BACKEND_COMPAT, VFIO_BACKEND_IOMMUFD };
+
+extern const char *const vfio_backend_words[];
+#define VFIO_BACKEND_HELP "who maps: type1, type1v2, compat (/dev/iommu as container), iommufd (default type1v2)"
+
 struct vfio {
-	int container;
-	int group;
+	enum vfio_backend backend;
+	int container; /* or /dev/iommu */
+	int group; /* -1 without one */
 	int device;
-	int type; /* VFIO_TYPE1_IOMMU or VFIO_TYPE1v2_IOMMU */
+	uint32_t ioas; /* of iommufd: the I/O address space */
 	uint64_t page_sizes; /* bit mask of the IOMMU's page sizes */
 	off_t config; /* file offset of the PCI configuration space */
 };
@@ -25,22 +37,23 @@ struct vfio_bar {
 };
 
 /*
- * Opens the device at a full PCI address (0000:00:05.0), which must be bound to vfio-pci.  version is 1
- * for type1 and 2 for type1v2.  Reports the facts address, group, iommu (the vIOMMU that
- * translates for it, such as dmar0) and iommu_type, and the step that proves the vIOMMU.
- * nvh_bail() when it cannot be opened.
+ * Opens the device at a full PCI address (0000:00:05.0), which must be bound to vfio-pci.  Reports the
+ * facts address, group, iommu (the vIOMMU that translates for it, such as dmar0) and iommu_type, and the
+ * step that proves the vIOMMU.  nvh_bail() when it cannot be opened; where the kernel has no such
+ * backend, the fact missing names the option and the workload ends here with a skipped step.
  */
-void vfio_open(struct vfio *vfio, const char *address, int version);
+void vfio_open(struct vfio *vfio, const char *address, enum vfio_backend backend);
 
 /* Closes the device, then group and container, which ends all mappings. */
 void vfio_close(struct vfio *vfio);
 void vfio_close_device(struct vfio *vfio);
 
-/* VFIO_IOMMU_MAP_DMA, readable by the device and, with write, writable; returns 0 or errno. */
+/* VFIO_IOMMU_MAP_DMA or IOMMU_IOAS_MAP, readable by the device and, with write, writable; returns 0 or errno. */
 int vfio_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, bool write);
 
 /*
- * VFIO_IOMMU_UNMAP_DMA; *unmapped is the size that the kernel says it unmapped.  Returns 0 or errno.
+ * VFIO_IOMMU_UNMAP_DMA or IOMMU_IOAS_UNMAP; *unmapped is the size that the kernel says it unmapped.
+ * Returns 0 or errno; where nothing was mapped 0, and *unmapped is 0.
  */
 int vfio_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped);
 

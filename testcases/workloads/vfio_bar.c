@@ -23,7 +23,6 @@ static const char *const dma_words[] = {"r", "rw", NULL};
 static const char *const touch_words[] = {"none", "read", NULL};
 static const char *const memory_words[] = {"off", "on", NULL};
 static const char *const order_words[] = {"unmap", "disable", "close", NULL};
-static const char *const type_words[] = {"type1", "type1v2", NULL};
 
 static const char *device;
 static const char *prot_text = "rw";
@@ -42,7 +41,7 @@ static const struct nvh_option options[] = {
 	{"touch", &touch_text, NULL, "before mapping for DMA: none, read (default none)"},
 	{"memory", &memory_text, NULL, "memory decoding while mapping for DMA: on, off (default on)"},
 	{"order", &order_text, NULL, "at the end: unmap; disable memory decoding first; close the device first"},
-	{"type", &type_text, NULL, "of the container: type1, type1v2 (default type1v2)"},
+	{"type", &type_text, NULL, VFIO_BACKEND_HELP},
 	{"iova", &iova_text, NULL, "where the device sees the BAR (default 64 MiB)"},
 	{"dma-test", NULL, &dma_test, "the device reads and, with --dma rw, writes its own registers through the IOMMU"},
 	{0},
@@ -77,7 +76,7 @@ static int map(const struct vfio *vfio, const struct vfio_bar *bar, uint64_t iov
 	int err = vfio_map(vfio, bar->addr, iova, bar->size, write);
 
 	nvh_fact_errno(key, err);
-	nvh_step(true, "VFIO_IOMMU_MAP_DMA of the BAR: %s after %.6f s", nvh_errname(err), nvh_now() - start);
+	nvh_step(true, "mapping the BAR for DMA: %s after %.6f s", nvh_errname(err), nvh_now() - start);
 	return err;
 }
 
@@ -107,13 +106,13 @@ int main(int argc, char **argv)
 	bool touch = nvh_choice("touch", touch_text, touch_words) == 1;
 	bool on = nvh_choice("memory", memory_text, memory_words) == 1;
 	int order = nvh_choice("order", order_text, order_words);
-	int version = nvh_choice("type", type_text, type_words) + 1;
+	enum vfio_backend backend = nvh_choice("type", type_text, vfio_backend_words);
 
 	if (iova < WINDOW_IOVA + EDU_WINDOW)
 		nvh_usage("--iova must lie above the window of the device at 16 MiB");
 
 	nvh_begin("vfio_bar");
-	vfio_open(&vfio, device, version);
+	vfio_open(&vfio, device, backend);
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	/* Not the mapping that edu_open() made and touched: a VMA of its own. */
 	err = vfio_bar_map(&vfio, 0, prot, &bar);

@@ -149,7 +149,7 @@ int main(int argc, char **argv)
 		nvh_usage("--size 8K or more, --iova between 17 MiB and 256 MiB");
 
 	nvh_begin("vfio_fault");
-	vfio_open(&vfio, device, 2);
+	vfio_open(&vfio, device, VFIO_BACKEND_TYPE1V2);
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	err = memory_map(&memory, &source, trip.size, 0, PROT_READ | PROT_WRITE, NULL);
 	if (err)

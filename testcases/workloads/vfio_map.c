@@ -31,7 +31,6 @@ enum { TOUCH_NONE, TOUCH_READ, TOUCH_WRITE };
 static const char *const prot_words[] = {"none", "r", "rw", NULL};
 static const char *const dma_words[] = {"r", "rw", NULL};
 static const char *const touch_words[] = {"none", "read", "write", NULL};
-static const char *const type_words[] = {"type1", "type1v2", NULL};
 
 static const char *device;
 static const char *source_text = "anon";
@@ -60,7 +59,7 @@ static const struct nvh_option options[] = {
 	{"prot", &prot_text, NULL, "of the mmap: none, r, rw (default rw)"},
 	{"dma", &dma_text, NULL, "of the DMA mapping: r, rw (default rw)"},
 	{"touch", &touch_text, NULL, "before mapping for DMA: none, read, write (default none)"},
-	{"type", &type_text, NULL, "of the container: type1, type1v2 (default type1v2)"},
+	{"type", &type_text, NULL, VFIO_BACKEND_HELP},
 	{"lead", &lead_text, NULL, "bytes of touched anonymous memory in front, in the same DMA mapping"},
 	{"memlock", &memlock_text, NULL, "RLIMIT_MEMLOCK in bytes, and no CAP_IPC_LOCK"},
 	{"hold", &hold_text, NULL, "seconds to keep the DMA mapping, to be killed in"},
@@ -263,7 +262,7 @@ int main(int argc, char **argv)
 	int prot = prots[nvh_choice("prot", prot_text, prot_words)];
 	bool write = nvh_choice("dma", dma_text, dma_words) == 1;
 	int touch_how = nvh_choice("touch", touch_text, touch_words);
-	int version = nvh_choice("type", type_text, type_words) + 1;
+	enum vfio_backend backend = nvh_choice("type", type_text, vfio_backend_words);
 
 	if (size == 0)
 		nvh_usage("--size 0");
@@ -275,7 +274,7 @@ int main(int argc, char **argv)
 		nvh_usage("the mapping overlaps the window of the device at 16 MiB");
 
 	nvh_begin("vfio_map");
-	vfio_open(&vfio, device, version);
+	vfio_open(&vfio, device, backend);
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	probe_works = refcount_open();
 	nvh_fact_str("source", source_text);
@@ -305,6 +304,7 @@ int main(int argc, char **argv)
 	if (!unmapped_test)
 		probe_refcounts("refs_before", start, lead + size, true);
 	nvh_fact_int("locked_before", memory_status("VmLck"));
+	nvh_fact_int("pinned_before", memory_status("VmPin"));
 
 	if (uring) {
 		nvh_fact_errno("uring", uring_register(start, lead + size));
@@ -319,13 +319,15 @@ int main(int argc, char **argv)
 	err = vfio_map(&vfio, start, iova, lead + size, write);
 	nvh_fact_seconds("map_seconds", nvh_now() - begin);
 	nvh_fact_errno("map", err);
-	nvh_step(true, "VFIO_IOMMU_MAP_DMA of %zu bytes: %s", lead + size, nvh_errname(err));
+	nvh_step(true, "mapping %zu bytes for DMA: %s", lead + size, nvh_errname(err));
 	nvh_fact_int("locked_mapped", memory_status("VmLck"));
+	nvh_fact_int("pinned_mapped", memory_status("VmPin"));
 	if (err) {
 		if (lead)
 			check_lead_unreachable(&edu, start, iova);
 		check_nothing_left(&vfio, iova, lead + size);
 		nvh_fact_int("locked_after", memory_status("VmLck"));
+		nvh_fact_int("pinned_after", memory_status("VmPin"));
 		probe_refcounts("refs_after", start, lead + size, false);
 	} else {
 		probe_refcounts("refs_mapped", start, lead + size, true);
@@ -346,6 +348,7 @@ int main(int argc, char **argv)
 		nvh_fact_int("unmapped", (long long)unmapped);
 		nvh_step(true, "unmap: %s, %llu bytes", nvh_errname(err), (unsigned long long)unmapped);
 		nvh_fact_int("locked_after", memory_status("VmLck"));
+		nvh_fact_int("pinned_after", memory_status("VmPin"));
 		probe_refcounts("refs_after", start, lead + size, false);
 	}
 	if (unmapped_test)

@@ -16,11 +16,10 @@
 
 static const char *device;
 static const char *type_text = "type1v2";
-static const char *const type_words[] = {"type1", "type1v2", NULL};
 
 static const struct nvh_option options[] = {
 	{"device", &device, NULL, "PCI address of an edu that is bound to vfio-pci"},
-	{"type", &type_text, NULL, "of the container: type1, type1v2 (default type1v2)"},
+	{"type", &type_text, NULL, VFIO_BACKEND_HELP},
 	{0},
 };
 
@@ -46,10 +45,10 @@ int main(int argc, char **argv)
 	int err;
 
 	nvh_options(argc, argv, "Map IOVA ranges for DMA that must be refused.", options);
-	int version = nvh_choice("type", type_text, type_words) + 1;
+	enum vfio_backend backend = nvh_choice("type", type_text, vfio_backend_words);
 
 	nvh_begin("vfio_ranges");
-	vfio_open(&vfio, device, version);
+	vfio_open(&vfio, device, backend);
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	err = memory_map(&memory, &(struct source){.kind = SOURCE_ANON}, SIZE, 0, PROT_READ | PROT_WRITE, NULL);
 	if (err)

@@ -1,0 +1,216 @@
+"""V20: the memory of V1-V8 and V11 mapped through iommufd instead of a type1 container."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.guest import Guest
+from harness.verdict.expectation import Case
+from testcases.filesystems import NAMES, dax_mount, page_cache_mount
+from testcases.vfio_steps import (
+    aligned,
+    disable_and_enable,
+    expect_pinned,
+    expect_refused,
+    observe,
+    references_left,
+)
+
+#: /dev/iommu with the device's own node, and /dev/iommu where a container is expected.
+both = pytest.mark.parametrize("mode", ["iommufd", "compat"])
+every_fs = pytest.mark.parametrize("fs", NAMES)
+
+
+def through(
+    guest: Guest, case: Case, mode: str, *options: str, program: str = "vfio_map"
+) -> dict[str, Any]:
+    """Run a VFIO workload through iommufd and return its facts; SKIP where the kernel has none."""
+    guest.run("modprobe -q iommufd; true")
+    seen = observe(guest, case, program, "--type", mode, *options)
+    if "missing" in seen:
+        needed = "CONFIG_IOMMUFD=y"
+        needed += " CONFIG_VFIO_DEVICE_CDEV=y" if mode == "iommufd" else ""
+        case.skip(f"the kernel was built without {seen['missing']}", enable=f"set {needed}")
+    return seen
+
+
+@both
+def test_v20_anonymous_memory(guest: Guest, case: Case, mode: str) -> None:
+    """The device reads and writes; pins and accounting return to what they were."""
+    seen = through(guest, case, mode, "--size", "4M", "--touch", "write", "--dma-test")
+    for what in ("map", "device_read", "device_write", "unmap"):
+        case.expect(what, seen[what])
+    case.expect("bytes unmapped", seen["unmapped"], right=seen["size"])
+    # Who has CAP_IPC_LOCK is not held to RLIMIT_MEMLOCK, so the pages count as pinned only.
+    size = seen["size"] // 1024
+    case.expect("memory pinned (KiB)", seen["pinned_mapped"] - seen["pinned_before"], right=size)
+    case.expect("pins given back (KiB)", seen["pinned_after"], right=seen["pinned_before"])
+    case.expect("locked given back (KiB)", seen["locked_after"], right=seen["locked_before"])
+    if "refs_before" in seen:
+        expect_pinned(case, seen)
+        case.expect("references_left", references_left(seen))
+
+
+@both
+@pytest.mark.parametrize(
+    "options",
+    [("--prot", "r"), ("--prot", "none"), ("--unmapped",)],
+    ids=["read-only", "no-access", "unmapped"],
+)
+def test_v20_forbidden_memory(
+    guest: Guest, case: Case, mode: str, options: tuple[str, ...]
+) -> None:
+    """Memory that the process may not write, not reach, or that is not there."""
+    seen = through(guest, case, mode, *options)
+    case.expect("forbidden", seen["map"])
+    expect_refused(case, seen)
+
+
+@both
+@every_fs
+@pytest.mark.parametrize(
+    ("how", "options"),
+    [
+        ("", ("--touch", "write")),
+        ("", ("--touch", "write", "--dma", "r")),
+        ("", ()),
+        (":private", ("--touch", "write")),
+    ],
+    ids=["shared", "read-dma", "untouched", "private-copied"],
+)
+def test_v20_fsdax_is_refused(
+    guest: Guest, case: Case, fs: str, mode: str, how: str, options: tuple[str, ...]
+) -> None:
+    """No long-term pin on a file's DAX pages, and the file can be truncated right away."""
+    with dax_mount(guest, case, fs) as mount:
+        source = f"file:{mount.path}/file{how}"
+        seen = through(guest, case, mode, "--source", source, "--truncate", *options)
+        case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
+        if how:
+            copied = seen["private_written"] and seen["file_read"] == "equal"
+            case.prove("the private pages are copies", copied, seen=seen["file_read"])
+        case.expect("fsdax", seen["map"])
+        expect_refused(case, seen)
+        case.expect("truncate", seen["truncate"])
+
+
+@both
+def test_v20_fsdax_behind_anonymous_memory(guest: Guest, case: Case, mode: str) -> None:
+    """One mapping of anonymous memory and then a file: what was pinned first is let go."""
+    case.allow("^DMAR: DMA Read fault")  # the device is told to read from the refused range
+    with dax_mount(guest, case, "ext4") as mount:
+        options = ("--source", f"file:{mount.path}/file", "--offset", "1M", "--lead", "1M")
+        seen = through(guest, case, mode, *options, "--touch", "write", "--truncate")
+        case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
+        case.expect("fsdax", seen["map"])
+        for what in ("refused_read", "truncate"):
+            case.expect(what, seen[what])
+        expect_refused(case, seen)
+
+
+@both
+def test_v20_fsdax_read_only(guest: Guest, case: Case, mode: str) -> None:
+    """A mapping that the process may only read, and DMA that writes."""
+    with dax_mount(guest, case, "ext4") as mount:
+        options = ("--source", f"file:{mount.path}/file", "--prot", "r", "--touch", "read")
+        seen = through(guest, case, mode, *options, "--truncate")
+        case.expect("refused", seen["map"] in ("EOPNOTSUPP", "EFAULT"))
+        expect_refused(case, seen)
+        case.expect("truncate", seen["truncate"])
+
+
+@both
+def test_v20_page_cache_shared_writable(guest: Guest, case: Case, mode: str) -> None:
+    """Refused where io_uring refuses it by the same check, taken where there is none."""
+    with page_cache_mount(guest, "ext4") as mount:
+        case.prove("the file is not DAX", not mount.is_dax, seen=hex(mount.attributes))
+        seen = through(guest, case, mode, "--source", f"file:{mount.path}/file", "--uring")
+        uring = seen["uring"]
+        case.prove(
+            "io_uring is there", uring not in ("ENOSYS", "EPERM"), enable="set CONFIG_IO_URING=y"
+        )
+        case.expect("map", seen["map"], right=case.row.expected("where").get(uring, "refused"))
+        if seen["map"] != "OK":
+            expect_refused(case, seen)
+
+
+@both
+@pytest.mark.parametrize(
+    ("source", "dma"),
+    [("file:{}/file", "r"), ("file:{}/file:private", "rw")],
+    ids=["shared-read-dma", "private"],
+)
+def test_v20_page_cache(guest: Guest, case: Case, mode: str, source: str, dma: str) -> None:
+    """A file of ext4 without DAX, which the device only reads or has a private copy of."""
+    with page_cache_mount(guest, "ext4") as mount:
+        case.prove("the file is not DAX", not mount.is_dax, seen=hex(mount.attributes))
+        options = ("--source", source.format(mount.path), "--dma", dma, "--dma-test")
+        seen = through(guest, case, mode, *options)
+        for what in ("map", "device_read", "unmap", "file_read"):
+            case.expect(what, seen[what])
+
+
+@both
+@pytest.mark.parametrize("source", ["memfd", "hugetlb"])
+def test_v20_shared_memory(guest: Guest, case: Case, mode: str, source: str) -> None:
+    """Shared memory without a file system's writeback is fit for long-term pins."""
+    huge = "/proc/sys/vm/nr_hugepages"
+    pages = guest.run(f"echo 4 > {huge}; cat {huge}").stdout.strip()
+    case.prove("2 MiB pages are reserved", pages == "4", seen=pages)
+    seen = through(guest, case, mode, "--source", source, "--dma-test")
+    free = guest.run("grep HugePages_Free /proc/meminfo").stdout.split()[-1]
+    for what in ("map", "device_read", "device_write"):
+        case.expect(what, seen[what])
+    case.expect("huge pages free at the end", free, right=pages)
+
+
+@both
+def test_v20_secret_memory(guest: Guest, case: Case, mode: str) -> None:
+    """Pages of memfd_secret are out of the kernel's own reach and must not be pinned."""
+    seen = through(guest, case, mode, "--source", "secret")
+    if seen["mmap"] == "ENOSYS":
+        case.skip("the kernel has no memfd_secret", enable="boot with secretmem.enable=1 (v5.14)")
+    case.expect("secret", seen["map"])
+    expect_refused(case, seen)
+
+
+@both
+@pytest.mark.parametrize("touch", ["none", "write"], ids=["untouched", "touched"])
+@pytest.mark.parametrize(
+    ("nvdimm", "size"), [("devdax2m", "4M"), ("devdax1g", "1G")], ids=["2M", "1G"]
+)
+def test_v20_devdax(
+    guest: Guest, case: Case, mode: str, nvdimm: str, size: str, touch: str
+) -> None:
+    """The device reads and writes devdax; another process sees what it wrote; no pin is left."""
+    source = f"dax:{guest.namespace(nvdimm).device}"
+    options = ("--source", source, "--size", size, "--touch", touch, "--dma-test")
+    seen = through(guest, case, mode, *options)
+    for what in ("map", "device_read", "device_write", "other_process", "unmap"):
+        case.expect(what, seen[what])
+    case.expect("bytes unmapped", seen["unmapped"], right=seen["size"])
+    case.expect("disable", disable_and_enable(guest, nvdimm))
+    if "refs_before" in seen and touch == "write":
+        expect_pinned(case, seen)
+        case.expect("references_left", references_left(seen))
+
+
+@both
+def test_v20_devdax_small_pages(guest: Guest, case: Case, mode: str) -> None:
+    """A namespace of 4 KiB pages, mapped from an offset that is no multiple of 2 MiB."""
+    with aligned(guest, "devdax2m", "4K") as device:
+        options = ("--size", "2052K", "--offset", "12K", "--touch", "write", "--dma-test")
+        seen = through(guest, case, mode, "--source", f"dax:{device}", *options)
+        for what in ("map", "device_read", "device_write", "other_process", "unmap"):
+            case.expect(what, seen[what])
+
+
+@both
+@pytest.mark.parametrize("touch", ["none", "read"], ids=["untouched", "touched"])
+def test_v20_bar_is_refused(guest: Guest, case: Case, mode: str, touch: str) -> None:
+    """A BAR is no memory with pages, and iommufd pins pages."""
+    seen = through(guest, case, mode, "--touch", touch, program="vfio_bar")
+    case.expect("bar", seen["map"])
+    case.expect("left_mapped", seen["left_mapped"])
