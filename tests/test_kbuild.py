@@ -185,6 +185,15 @@ def test_a_package_that_cannot_be_installed_is_told(
         kbuild.install_packages()
 
 
+def test_another_configuration_begins_with_the_objects_of_the_last(
+    tree: Path, tmp_path: Path, store: Store
+) -> None:
+    kbuild.build(str(tree), store)
+    kbuild.build(str(tree), store, fragments=["iommufd"])
+    logs = [file.read_text() for file in source.build_dir(store).glob("work-*/objects-*/build.log")]
+    assert sorted(log.count("CC ") for log in logs) == [0, 2]
+
+
 # Sources
 
 
@@ -380,8 +389,8 @@ def test_check_names_rows_and_lines(
     file.write_text(fragment.text(fragment.merged(fragment.find(["no_fs_dax"]))))
     assert main(["kernel", "check", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "L1   in part or not at all: CONFIG_FS_DAX" in said
-    assert "\nCONFIG_IOMMUFD=y\n" in said
+    assert "\nCONFIG_FS_DAX=y  # K2 L1 L2 " in said
+    assert "\nCONFIG_IOMMUFD=y  # V20\n" in said
     assert " V1 V2 " in said
     file.write_text("CONFIG_MODULES=y\nCONFIG_PCI=y\n")
     assert main(["kernel", "check", str(file)]) == 1

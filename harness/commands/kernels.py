@@ -53,15 +53,14 @@ def check(args: argparse.Namespace) -> int:
         print(f"no guest: {problem}")
     able = [row for row, lines in missing.items() if not lines and not stopping]
     print(f"{len(able)} of {len(missing)} rows can run whole: {_listed(able) or 'none'}")
-    for row in sorted(set(missing) - set(able), key=_order):
-        if missing[row]:
-            print(f"{row:4} in part or not at all: {', '.join(missing[row])}")
-    value = "m" if modular and options.get("CONFIG_MODULES") == "y" else "y"
-    lines = {f"{one.option}={value}": None for one in stopping}
-    lines |= {f"{option}={value}": None for needed in missing.values() for option in needed}
-    if lines:
-        print("\n# to add to its .config:")
-        print("\n".join(lines))
+    needing: dict[str, list[str]] = {one.option: [] for one in stopping}
+    for row, lines in missing.items():
+        for option in lines:
+            needing.setdefault(option, []).append(row)
+    if needing:
+        print("\n# lines to add, and the rows that run in part or not at all without")
+    for option, rows in needing.items():
+        print(f"{option}=y{'  # ' if rows else ''}{_listed(rows)}")
     return EXIT_FAILED if stopping else EXIT_OK
 
 

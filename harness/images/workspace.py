@@ -39,9 +39,23 @@ class Workspace:
         return cls(build_dir(store) / f"work-{hash_of(str(source.root))[:16]}")
 
     def objects(self, name: str) -> Path:
-        """Return the object directory of a configuration, made when it is not there."""
+        """Return the object directory of a configuration, made when it is not there.
+
+        It begins as a copy of the last one that was made: kbuild knows of each object which options
+        it depends on, and makes only those anew.
+        """
         path = self.root / f"objects-{hash_of(name)[:16]}"
-        path.mkdir(parents=True, exist_ok=True)
+        if not path.is_dir():
+            others = sorted(
+                self.root.glob("objects-*/.config"), key=lambda one: one.stat().st_mtime
+            )
+            aside = self.root / "new-objects"
+            shutil.rmtree(aside, ignore_errors=True)
+            if others:
+                shutil.copytree(others[-1].parent, aside, symlinks=True)
+            else:
+                aside.mkdir(parents=True)
+            aside.rename(path)
         return path
 
     @contextlib.contextmanager
