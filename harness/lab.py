@@ -68,6 +68,7 @@ class Lab:
     def __init__(self, options: Options, *, say: Callable[[str], None] = log.info) -> None:
         self.options = options
         self.say = say
+        self._images: dict[tuple[str, ...], GuestImages] = {}
 
     @cached_property
     def store(self) -> Store:
@@ -90,10 +91,21 @@ class Lab:
         check_drivers(kernel, self.machine)
         return kernel
 
-    @cached_property
+    @property
     def images(self) -> GuestImages:
-        """The guest's software."""
-        return prepare(self.kernel, self.store, progress=self.say, verify=not self.options.trusted)
+        """The software of the run's machine."""
+        return self.images_of(self.machine)
+
+    def images_of(self, machine: Machine) -> GuestImages:
+        """Return a machine's software: its root image may hold more than that of the run's."""
+        packages = tuple(sorted(machine.packages))
+        if packages not in self._images:
+            # Whoever started this process has verified those of the run's own machine.
+            trusted = self.options.trusted and machine == self.machine
+            self._images[packages] = prepare(
+                self.kernel, self.store, packages=packages, progress=self.say, verify=not trusted
+            )
+        return self._images[packages]
 
     @cached_property
     def qemu(self) -> str:
@@ -122,9 +134,10 @@ class Lab:
 
     def recipe(self, machine: Machine | None = None, *, append: tuple[str, ...] = ()) -> Recipe:
         """Return all that a boot depends on."""
+        machine = machine or self.machine
         return Recipe(
-            machine=machine or self.machine,
-            images=self.images,
+            machine=machine,
+            images=self.images_of(machine),
             accel=self.accel.name,
             qemu=self.qemu,
             workloads=self.workloads,

@@ -24,6 +24,8 @@ MAX_PCI = 14
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 _PCI_ADDRESS = re.compile(r"(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-1][0-9a-f]\.[0-7]")
+#: Debian Policy 5.6.1; apt would take a "-" or "+" at the end for what to do with the package.
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9]")
 _QEMU_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -70,7 +72,7 @@ class PciDevice:
 
 @dataclass(frozen=True)
 class Machine:
-    """A guest's hardware, its kernel command line and QEMU's extra arguments."""
+    """A guest's hardware, its kernel command line, QEMU's and the root image's extras."""
 
     name: str
     cpus: int
@@ -81,6 +83,7 @@ class Machine:
     pci: tuple[PciDevice, ...]
     kernel_args: tuple[str, ...]
     qemu_args: tuple[str, ...]
+    packages: tuple[str, ...]  # in its root image besides those of every guest
 
     @property
     def has_host_device(self) -> bool:
@@ -121,6 +124,7 @@ def load_machine(file: Path) -> Machine:
         pci=tuple(_pci(entry) for entry in devices),
         kernel_args=table.strings("kernel_args"),
         qemu_args=table.strings("qemu_args"),
+        packages=_packages(table),
     )
     table.done()
     root.done()
@@ -162,6 +166,14 @@ def _word(table: Table, key: str, default: Any = ...) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*", word):
         raise table.error(key, f"{word!r} is not a word that QEMU could take")
     return word
+
+
+def _packages(table: Table) -> tuple[str, ...]:
+    packages = table.strings("packages")
+    for package in packages:
+        if not _PACKAGE.fullmatch(package):
+            raise table.error("packages", f"{package!r} is not the name of a package")
+    return packages
 
 
 def _name(table: Table) -> str:

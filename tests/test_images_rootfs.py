@@ -1,15 +1,16 @@
-"""The root image's clean-up never reaches through a mount."""
+"""The root image: one for each set of packages; its clean-up never reaches through a mount."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from harness.errors import HostError, UsageError
 from harness.images import distribution, rootfs
+from harness.images.store import Store
 
 MOUNTINFO = """\
 22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -55,6 +56,29 @@ def test_without_subordinate_ids_the_hint_is_not_the_network() -> None:
     said = "I: automatically chosen format: null\nE: unable to pick chroot mode automatically\n"
     assert "usermod --add-subuids 100000-165535 --add-subgids 100000-165535" in rootfs._hint(said)
     assert rootfs._hint("E: Failed to fetch") == distribution.MIRROR_HINT
+
+
+def test_an_image_for_each_set_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[list[str]] = []
+
+    def bootstrap(suite: str, target: Path, extra: Sequence[str]) -> None:
+        built.append(list(extra))
+        (target / rootfs.IMAGE).write_bytes(b"image")
+
+    monkeypatch.setattr(rootfs, "_bootstrap", bootstrap)
+    store = Store(tmp_path / "store")
+    said: list[str] = []
+
+    def image(*extra: str) -> Path:
+        return rootfs.entry(store, extra=extra, progress=said.append).path
+
+    usual = rootfs.packages()[0]
+    assert image() == image(usual)
+    assert image("gdb", "fio") == image("fio", usual, "gdb", "fio") != image()
+    assert built == [[], ["fio", "gdb"]]
+    assert "building the root image with fio, gdb from" in said[1]
+    wanted = rootfs.command("mmdebstrap", "stable", "out", ["fio"])
+    assert f"--include={','.join([*rootfs.packages(), 'fio'])}" in wanted
 
 
 @pytest.mark.parametrize("value", ["deb.example.org/debian", "localhost:3142/debian", "http://a b"])

@@ -37,3 +37,25 @@ def test_fetching_a_kernel_says_what_it_does(
     monkeypatch.setattr(lab, "check_drivers", lambda *_: None)
     assert Lab(Options(), say=said.append).kernel.release == "6.1.0"
     assert said == ["fetching it"]
+
+
+def test_a_machine_with_packages_has_images_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[tuple[str, ...], bool]] = []
+
+    def prepare(
+        _: Kernel, __: Store, *, packages: tuple[str, ...], verify: bool, **___: object
+    ) -> object:
+        made.append((packages, verify))
+        return object()
+
+    monkeypatch.setattr(lab, "resolve", lambda *_, **__: kernel_of(tmp_path, ""))
+    monkeypatch.setattr(lab, "check_drivers", lambda *_: None)
+    monkeypatch.setattr(lab, "prepare", prepare)
+    one = Lab(Options(trusted=True))
+    nested = one.find_machine("nested")
+    assert one.images is one.images_of(one.machine)
+    assert one.images_of(nested) is one.images_of(nested) is not one.images
+    # Whoever started this process has not verified what only another machine needs.
+    assert made == [((), False), (("qemu-system-x86",), True)]

@@ -39,7 +39,7 @@ def test(args: argparse.Namespace) -> int:
         # What is asked for wrongly is told before anything is fetched, built or written.
         workers = _workers(args.n, lab.machine.memory)
         arguments = _arguments(root, args)
-        _collect(root, args, arguments)
+        items = _collect(root, args, arguments)
         if workers > 1:
             arguments = ["-n", str(workers), "--dist", "worksteal", *arguments]
         if args.dry_run:
@@ -48,6 +48,7 @@ def test(args: argparse.Namespace) -> int:
             return EXIT_OK
         recipe = lab.recipe()
         booted = None if args.isolation == "boot" else _why_booted(lab, recipe)
+        _make_images(lab, items)
     results = ResultsDir.create(Path(args.results) if args.results else root / "results")
     results.start_log()
     if ui.terminal.is_terminal:  # the live line that said so is gone
@@ -73,6 +74,14 @@ def _why_booted(lab: Lab, recipe: Recipe) -> str | None:
         except NotMigratable as error:
             reason = error.message
     return reason
+
+
+def _make_images(lab: Lab, items: list[pytest.Item]) -> None:
+    """Make what tests on other machines than the run's need, while progress can be seen."""
+    markers = [item.get_closest_marker("machine") for item in items]
+    for name in {str(marker.args[0]) for marker in markers if marker and marker.args}:
+        with contextlib.suppress(HarnessError):  # the tests concerned tell it
+            lab.recipe(lab.find_machine(name))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +35,16 @@ def prepare(
     kernel: Kernel,
     store: Store,
     *,
+    packages: Sequence[str] = (),
     progress: Progress = to_log,
     verify: bool = True,
 ) -> GuestImages:
     """Return the images for a kernel, building what the store does not have yet.
 
-    ``verify`` compares what is there with its hashes, which costs half a second; what is damaged
-    is built again.  ``progress`` is told in a line of each thing that takes longer.  Raises
-    ImageError when something cannot be built and UnfitKernel when the kernel lacks drivers.
+    ``packages`` are to be in the root image besides those of every guest.  ``verify`` compares what
+    is there with its hashes, which costs half a second; what is damaged is built again.
+    ``progress`` is told in a line of each thing that takes longer.  Raises ImageError when
+    something cannot be built and UnfitKernel when the kernel lacks drivers.
     """
     wanted = modules.wanted()
     tree = kernel.modules
@@ -61,7 +64,7 @@ def prepare(
     sources = [part for pair in initramfs.sources().items() for part in pair]
     base_key = hash_of(_RECIPE, kernel.digest, *wanted.initramfs, *sources)
     base = store.get("initramfs", base_key, build_initramfs, verify=verify)
-    parts = [rootfs.entry(store, progress=progress, verify=verify), base]
+    parts = [rootfs.entry(store, extra=packages, progress=progress, verify=verify), base]
     if tree is not None:
         modules_key = hash_of(_RECIPE, kernel.digest, *wanted.decompressed)
         parts.append(store.get("modules", modules_key, build_modules, verify=verify))

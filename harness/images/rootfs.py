@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness import paths, process
@@ -46,26 +46,33 @@ def hook() -> Path:
     return paths.guest_images() / "root" / "image-hook"
 
 
-def entry(store: Store, *, progress: Progress, verify: bool = True) -> Entry:
+def entry(
+    store: Store, *, extra: Sequence[str] = (), progress: Progress, verify: bool = True
+) -> Entry:
     """Return the store's root image (file ``IMAGE``), after building it where it is missing.
 
-    Raises ImageError when a mirror cannot be reached or a package is missing there.
+    ``extra`` are packages on top of those of every image.  Raises ImageError when a mirror cannot
+    be reached or a package is missing there.
     """
     release = distribution.host_release()
     suite = release.codename
+    # One image whatever order they are named in, and none of its own for what is in each anyway.
+    more = sorted(set(extra) - set(packages()))
 
     def build(target: Path) -> None:
-        progress(f"building the root image from {release.name} {suite}; takes half a minute")
-        _bootstrap(suite, target)
+        what = f" with {', '.join(more)}" if more else ""
+        time = "a minute" if more else "half a minute"
+        progress(f"building the root image{what} from {release.name} {suite}; takes {time}")
+        _bootstrap(suite, target, more)
 
-    key = hash_of("root", suite, *packages(), hook().read_bytes(), *command("", "", ""))
+    key = hash_of("root", suite, *packages(), hook().read_bytes(), *command("", "", "", more))
     return store.get("root", key, build, verify=verify)
 
 
-def command(program: str, suite: str, image: str) -> list[str]:
+def command(program: str, suite: str, image: str, extra: Sequence[str] = ()) -> list[str]:
     """Return mmdebstrap's arguments without what depends on the host's apt and mirror."""
     argv = [program, "--variant=essential", "--format=null", "--mode=auto"]
-    argv += ["--include=" + ",".join(packages())]
+    argv += ["--include=" + ",".join([*packages(), *extra])]
     argv += [f'--aptopt={name} "{value}"' for name, value in _APT.items()]
     argv += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _EXCLUDED]
     argv += ["--dpkgopt=force-unsafe-io"]  # the tree is thrown away if we die
@@ -74,8 +81,9 @@ def command(program: str, suite: str, image: str) -> list[str]:
     return [*argv, suite, "/dev/null"]
 
 
-def _bootstrap(suite: str, target: Path) -> None:
-    argv = command(process.find("mmdebstrap", package="mmdebstrap"), suite, str(target / IMAGE))
+def _bootstrap(suite: str, target: Path, extra: Sequence[str]) -> None:
+    program = process.find("mmdebstrap", package="mmdebstrap")
+    argv = command(program, suite, str(target / IMAGE), extra)
     # mmdebstrap runs apt without the host's configuration: proxies and the like go along.
     argv[1:1] = [f"--aptopt={line.rstrip(';')}" for line in apt.host_options()]
     if os.environ.get("NVH_MIRROR"):
