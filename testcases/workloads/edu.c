@@ -6,17 +6,6 @@
 #include "memory.h"
 #include "nvh.h"
 
-enum {
-	REG_ID = 0x00, /* reads 0x....00ed */
-	REG_DMA_SOURCE = 0x80,
-	REG_DMA_TARGET = 0x88,
-	REG_DMA_COUNT = 0x90,
-	REG_DMA_COMMAND = 0x98,
-	DMA_START = 1,
-	DMA_TO_MEMORY = 2, /* from the device's buffer */
-	BUFFER = 0x40000,
-};
-
 #define STALE 0xa5
 
 static void write64(struct edu *edu, unsigned int reg, uint64_t value)
@@ -35,12 +24,12 @@ static void transfer(struct edu *edu, uint64_t iova, size_t count, bool to_memor
 
 	if (count == 0 || count > EDU_MAX || iova + count > EDU_IOVA_END)
 		nvh_bail("edu cannot move %zu bytes at IOVA 0x%llx", count, (unsigned long long)iova);
-	write64(edu, REG_DMA_SOURCE, to_memory ? BUFFER : iova);
-	write64(edu, REG_DMA_TARGET, to_memory ? iova : BUFFER);
-	write64(edu, REG_DMA_COUNT, count);
+	write64(edu, EDU_DMA_SOURCE, to_memory ? EDU_BUFFER : iova);
+	write64(edu, EDU_DMA_TARGET, to_memory ? iova : EDU_BUFFER);
+	write64(edu, EDU_DMA_COUNT, count);
 	__sync_synchronize();
-	write64(edu, REG_DMA_COMMAND, DMA_START | (to_memory ? DMA_TO_MEMORY : 0));
-	while (read64(edu, REG_DMA_COMMAND) & DMA_START) {
+	write64(edu, EDU_DMA_COMMAND, EDU_DMA_START | (to_memory ? EDU_DMA_TO_MEMORY : 0));
+	while (read64(edu, EDU_DMA_COMMAND) & EDU_DMA_START) {
 		if (nvh_now() > end)
 			nvh_bail("edu's DMA does not end within 10 s");
 		nvh_sleep(0.005);
@@ -60,7 +49,7 @@ void edu_open(struct edu *edu, const struct vfio *vfio, uint64_t window_iova)
 	err = vfio_bar_map(vfio, 0, PROT_READ | PROT_WRITE, &edu->bar);
 	if (err)
 		nvh_bail("mmap of edu's BAR0: %s", nvh_errname(err));
-	id = *(volatile uint32_t *)(void *)(edu->bar.addr + REG_ID);
+	id = *(volatile uint32_t *)(void *)(edu->bar.addr + EDU_ID);
 	if ((id & 0xffff) != 0x00ed)
 		nvh_bail("the device is no edu: it identifies itself as 0x%08x", id);
 	err = memory_map(&window, &source, EDU_WINDOW, 0, PROT_READ | PROT_WRITE, NULL);

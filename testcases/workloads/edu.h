@@ -14,6 +14,18 @@
 
 #include "vfio.h"
 
+/* Offsets in BAR0, and the bits of the command. */
+enum {
+	EDU_ID = 0x00, /* reads 0x....00ed */
+	EDU_DMA_SOURCE = 0x80,
+	EDU_DMA_TARGET = 0x88,
+	EDU_DMA_COUNT = 0x90,
+	EDU_DMA_COMMAND = 0x98,
+	EDU_DMA_START = 1,
+	EDU_DMA_TO_MEMORY = 2, /* from the device's buffer */
+	EDU_BUFFER = 0x40000,
+};
+
 /* The first IOVA that edu cannot reach. */
 #define EDU_IOVA_END 0x10000000ULL
 /* The device's buffer is 4096 bytes, and QEMU 7.2 aborts on a transfer of all of them. */
