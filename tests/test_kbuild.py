@@ -389,7 +389,7 @@ def test_check_names_rows_and_lines(
     file.write_text(fragment.text(fragment.merged(fragment.find(["no_fs_dax"]))))
     assert main(["kernel", "check", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "\nCONFIG_FS_DAX=y  # K2 L1 L2 " in said
+    assert "\nCONFIG_FS_DAX=y  # K2 " in said
     assert "\nCONFIG_IOMMUFD=y  # V20\n" in said
     assert " V1 V2 " in said
     file.write_text("CONFIG_MODULES=y\nCONFIG_PCI=y\n")
