@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from harness import paths, rundir
@@ -21,7 +22,7 @@ from harness.guest import Guest
 from harness.guest.boot import Recipe, booted
 from harness.guest.clone import cloned
 from harness.guest.keys import Identity
-from harness.guest.ssh import Ssh
+from harness.guest.ssh import CommandTimeout, Ssh
 from harness.guest.template import Template
 from harness.lab import Lab
 
@@ -122,6 +123,27 @@ def test_a_guest_that_looks_dead_but_is_not_gives_its_console(victim: Guest) -> 
         os.kill(victim.vm.child.pid, signal.SIGCONT)
     victim.vm.qmp.execute("query-status", timeout=30)
     assert "on-the-console" in victim.vm.console.text()
+
+
+@pytest.mark.parametrize("behind_its_opening", [False, True])
+def test_a_guest_that_hangs_costs_a_command_its_deadline(
+    victim: Guest, monkeypatch: pytest.MonkeyPatch, behind_its_opening: bool
+) -> None:
+    request = paramiko.Channel.exec_command
+
+    def freeze(channel: paramiko.Channel, command: str) -> None:
+        victim.vm.qmp.execute("stop")
+        request(channel, command)
+
+    if behind_its_opening:
+        monkeypatch.setattr(paramiko.Channel, "exec_command", freeze)
+    else:
+        victim.vm.qmp.execute("stop")
+    begun = time.monotonic()
+    with pytest.raises(CommandTimeout, match="no end after 3 s: true"):
+        victim.run("true", timeout=1)
+    assert time.monotonic() - begun < 30
+    assert isinstance(victim.broken, CommandTimeout)
 
 
 def test_the_guest_refuses_another_key(victim: Guest, template: Template) -> None:

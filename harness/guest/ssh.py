@@ -6,8 +6,9 @@ import contextlib
 import select
 import shlex
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,18 @@ class _Capture:
 
     def text(self) -> str:
         return self.data.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _closed_after(channel: paramiko.Channel, seconds: float) -> Iterator[None]:
+    """Close a channel when the block takes longer: a request waits for its answer for ever."""
+    timer = threading.Timer(max(seconds, 0.0), channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Ssh:
@@ -164,7 +177,8 @@ class Ssh:
         try:
             channel = self._open(timeout)
             with contextlib.closing(channel):
-                channel.exec_command(command)
+                with _closed_after(channel, begun + timeout - time.monotonic()):
+                    channel.exec_command(command)
                 if stdin is not None:
                     channel.settimeout(timeout)
                     channel.sendall(stdin)
@@ -173,13 +187,15 @@ class Ssh:
                 status = self._status(channel, begun + timeout)
         except _SinkError as broken:
             raise broken.error from None
-        except TimeoutError as error:
-            self._check()
-            said = out.text()[-200:].strip()
-            raise CommandTimeout(
-                f"no end after {timeout:.0f} s: {command}" + (f" (it said: {said})" if said else "")
-            ) from error
         except (OSError, EOFError, paramiko.SSHException) as error:
+            # paramiko has several words for a server that does not answer.
+            if isinstance(error, TimeoutError) or time.monotonic() - begun >= timeout:
+                self._check()
+                said = out.text()[-200:].strip()
+                raise CommandTimeout(
+                    f"no end after {timeout:.0f} s: {command}"
+                    + (f" (it said: {said})" if said else "")
+                ) from error
             self._died()
             raise GuestLost(f"SSH broke during: {command} ({error})") from error
         if status < 0:  # the connection closed without a status
