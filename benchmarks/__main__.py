@@ -9,14 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import classify, crosstalk, guests, peers
-from benchmarks.figures import Figure, lines, ratio
+from benchmarks.figures import Figure, lines, ratio, record
 from harness import paths, ui
 from harness.errors import HarnessError
 from harness.lab import Lab, Options
-from harness.report.results import write_json
 
 
 def main() -> int:
@@ -34,57 +34,53 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    out = paths.source_tree() / "results" / "bench.json"
+    out.parent.mkdir(exist_ok=True)
     with ui.progress() as shown:
         lab = Lab(Options(kernel=args.kernel, accel=args.accel), say=shown.say)
         lab.template(lab.recipe())
-        with tempfile.TemporaryDirectory(prefix="nvh-bench-") as folder:
-            figures = _measure(lab, Path(folder), args, shown)
-    for line in lines(figures):
-        print(line)
-    out = paths.source_tree() / "results"
-    out.mkdir(exist_ok=True)
-    write_json(
-        out / "bench.json",
-        {
+        about = {
             "host": f"{platform.release()}, {len(os.sched_getaffinity(0))} cores",
             "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "properties": lab.properties(),
-            "figures": [figure.as_dict() for figure in figures],
-        },
-    )
-    print(f"written to {out / 'bench.json'}")
+        }
+        with tempfile.TemporaryDirectory(prefix="nvh-bench-") as folder:
+            figures = record(out, about, _measured(lab, Path(folder), args, shown))
+    for line in lines(figures):
+        print(line)
+    print(f"written to {out}")
     return 0
 
 
-def _measure(lab: Lab, folder: Path, args: argparse.Namespace, shown: ui.Progress) -> list[Figure]:
+def _measured(
+    lab: Lab, folder: Path, args: argparse.Namespace, shown: ui.Progress
+) -> Iterator[Figure]:
     shown.say("classifier")
-    figures = classify.classifier(args.runs)
+    yield from classify.classifier(args.runs)
     shown.say("clones")
-    figures += guests.clones(lab, folder / "clones", args.runs)
-    first = next(figure for figure in figures if "first SSH" in figure.name)
+    clones = guests.clones(lab, folder / "clones", args.runs)
+    yield from clones
+    first = next(figure for figure in clones if "first SSH" in figure.name)
     shown.say("cold boots")
     boot, provisioned = guests.boots(lab, folder / "boots", args.runs)
-    figures += [
-        boot,
-        provisioned,
-        ratio("clone against a cold boot, unprovisioned", boot, first),
-        ratio("clone against a cold boot of the same guest", provisioned, first, goal=15.0),
-    ]
+    yield from (boot, provisioned)
+    yield ratio("clone against a cold boot, unprovisioned", boot, first)
+    yield ratio("clone against a cold boot of the same guest", provisioned, first, goal=15.0)
     shown.say("virtme-ng")
     peer = peers.virtme_ng(lab, args.runs)
     if peer is not None:
-        figures += [peer, ratio("clone against virtme-ng", peer, first, goal=10.0)]
+        yield peer
+        yield ratio("clone against virtme-ng", peer, first, goal=10.0)
     for ahead in (0, 1):
         shown.say(f"trivial tests, {ahead} ahead")
-        figures.append(guests.trivial_tests(lab, folder / "trivial", args.runs, ahead=ahead))
+        yield guests.trivial_tests(lab, folder / "trivial", args.runs, ahead=ahead)
     shown.say("a whole run of the first set")
-    figures += _whole_runs(args)
+    yield _whole_runs(args)
     shown.say("cross-talk")
-    figures.append(crosstalk.crosstalk(lab, folder, guests=8, rounds=args.rounds))
-    return figures
+    yield crosstalk.crosstalk(lab, folder, guests=8, rounds=args.rounds)
 
 
-def _whole_runs(args: argparse.Namespace) -> list[Figure]:
+def _whole_runs(args: argparse.Namespace) -> Figure:
     """Time `nvh test` of the first set as a whole process, everything cached."""
     command = [sys.executable, "-m", "harness.cli", "test", "--set", "first", "-n", "2"]
     if args.kernel:
@@ -98,7 +94,7 @@ def _whole_runs(args: argparse.Namespace) -> list[Figure]:
         if done.returncode not in (0, 1):
             raise HarnessError(f"nvh test failed: {done.stderr.strip() or done.stdout[-200:]}")
         samples.append(time.monotonic() - begun)
-    return [Figure("nvh test --set first -n 2, everything cached", "s", tuple(samples), 20.0)]
+    return Figure("nvh test --set first -n 2, everything cached", "s", tuple(samples), 20.0)
 
 
 if __name__ == "__main__":

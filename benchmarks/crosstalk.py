@@ -34,8 +34,8 @@ def crosstalk(lab: Lab, base: Path, *, guests: int, rounds: int) -> Figure:
             begun = time.monotonic()
             # Nobody reads back before everybody has written.
             barrier = threading.Barrier(guests, timeout=300)
-            folders = [base / f"crosstalk-{turn}-{number}" for number in range(guests)]
-            randoms.update(workers.map(partial(_one, template, barrier), folders))
+            seeds = range(turn * guests + 1, (turn + 1) * guests + 1)
+            randoms.update(workers.map(partial(_one, template, barrier, base), seeds))
             seconds.append(time.monotonic() - begun)
     if len(randoms) != guests * rounds:
         raise HarnessError("two clones produced the same random bytes")
@@ -51,7 +51,8 @@ def checksum(template: Template) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _one(template: Template, barrier: threading.Barrier, folder: Path) -> str:
+def _one(template: Template, barrier: threading.Barrier, base: Path, seed: int) -> str:
+    folder = base / f"crosstalk-{seed}"
     folder.mkdir(parents=True)
     try:
         with cloned(template, folder) as guest:
@@ -59,7 +60,9 @@ def _one(template: Template, barrier: threading.Barrier, folder: Path) -> str:
             address = guest.vfio("edu").address
             source = f"dax:{guest.namespace('devdax2m').device}"
             done = guest.workload(
-                "vfio_map", "--device", address, "--source", source, "--size", "4M", "--dma-test"
+                "vfio_map",
+                *("--device", address, "--source", source, "--size", "4M", "--dma-test"),
+                *("--seed", str(seed)),
             )
             facts = done.facts
             if not (done.ok and facts.get("device_read") == facts.get("device_write") == "equal"):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from harness.report.results import write_json
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,21 @@ class Figure:
 def ratio(name: str, slow: Figure, fast: Figure, *, goal: float | None = None) -> Figure:
     """Return how many times faster ``fast`` is, of medians in the same run."""
     return Figure(name, "times", (slow.median / fast.median,), goal, at_least=True)
+
+
+def record(file: Path, about: Mapping[str, object], measured: Iterable[Figure]) -> Sequence[Figure]:
+    """Write JSON anew after each figure, so that a kill keeps what was measured; return all."""
+    figures: list[Figure] = []
+
+    def write(*, finished: bool) -> None:
+        shown = [figure.as_dict() for figure in figures]
+        write_json(file, {**about, "finished": finished, "figures": shown})
+
+    for figure in measured:
+        figures.append(figure)
+        write(finished=False)
+    write(finished=True)
+    return figures
 
 
 def lines(figures: Sequence[Figure]) -> list[str]:

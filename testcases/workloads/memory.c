@@ -198,10 +198,17 @@ int memory_touch_safely(void *addr, size_t size, bool write)
 	return signum;
 }
 
+static uint64_t own_seed;
+
+void memory_seed(uint32_t seed)
+{
+	own_seed = (uint64_t)seed << 32;
+}
+
 /* The finalizer of splitmix64: a bijection, so different words of one seed never collide. */
 static uint64_t word(uint64_t seed, uint64_t index)
 {
-	uint64_t x = (seed * 0x2545f4914f6cdd1dULL) ^ (index + 0x9e3779b97f4a7c15ULL);
+	uint64_t x = ((seed + own_seed) * 0x2545f4914f6cdd1dULL) ^ (index + 0x9e3779b97f4a7c15ULL);
 
 	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
 	x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;

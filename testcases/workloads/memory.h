@@ -60,6 +60,9 @@ int memory_touch_safely(void *addr, size_t size, bool write);
 void memory_fill(void *addr, size_t size, uint64_t seed);
 void memory_fill_at(void *addr, size_t size, uint64_t seed, size_t first);
 
+/* Makes all patterns of this process and its children others than those of another seed; 0 at first. */
+void memory_seed(uint32_t seed);
+
 /* Returns the offset of the first byte that differs from memory_fill(), or size when all are equal. */
 size_t memory_check(const void *addr, size_t size, uint64_t seed);
 size_t memory_check_at(const void *addr, size_t size, uint64_t seed, size_t first);

@@ -42,6 +42,7 @@ static const char *dma_text = "rw";
 static const char *touch_text = "none";
 static const char *type_text = "type1v2";
 static const char *lead_text = "0";
+static const char *seed_text = "0";
 static const char *memlock_text;
 static const char *hold_text;
 static bool dma_test;
@@ -61,6 +62,7 @@ static const struct nvh_option options[] = {
 	{"touch", &touch_text, NULL, "before mapping for DMA: none, read, write (default none)"},
 	{"type", &type_text, NULL, VFIO_BACKEND_HELP},
 	{"lead", &lead_text, NULL, "bytes of touched anonymous memory in front, in the same DMA mapping"},
+	{"seed", &seed_text, NULL, "of the patterns: two guests with seeds of their own share none (default 0)"},
 	{"memlock", &memlock_text, NULL, "RLIMIT_MEMLOCK in bytes, and no CAP_IPC_LOCK"},
 	{"hold", &hold_text, NULL, "seconds to keep the DMA mapping, to be killed in"},
 	{"dma-test", NULL, &dma_test, "the device reads and, with --dma rw, writes patterns"},
@@ -263,9 +265,12 @@ int main(int argc, char **argv)
 	bool write = nvh_choice("dma", dma_text, dma_words) == 1;
 	int touch_how = nvh_choice("touch", touch_text, touch_words);
 	enum vfio_backend backend = nvh_choice("type", type_text, vfio_backend_words);
+	uint64_t seed = nvh_size("seed", seed_text);
 
 	if (size == 0)
 		nvh_usage("--size 0");
+	if (seed > UINT32_MAX)
+		nvh_usage("--seed %s is more than 32 bits", seed_text);
 	if (truncate_test && (source.kind != SOURCE_FILE || source.readonly))
 		nvh_usage("--truncate needs a --source file:PATH that is not :ro");
 	if (dma_test && (iova + lead + 0x1000 > EDU_IOVA_END || !(prot & PROT_READ) || size < 0x1000))
@@ -274,6 +279,7 @@ int main(int argc, char **argv)
 		nvh_usage("the mapping overlaps the window of the device at 16 MiB");
 
 	nvh_begin("vfio_map");
+	memory_seed((uint32_t)seed);
 	vfio_open(&vfio, device, backend);
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	probe_works = refcount_open();
