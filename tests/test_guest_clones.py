@@ -7,20 +7,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from harness.errors import GuestLost, GuestPanic, HarnessError
+from harness.errors import GuestHung, GuestLost, GuestPanic, HarnessError
 from harness.guest import Guest
 from harness.guest import template as templates
 from harness.guest.boot import Recipe
 from harness.guest.clone import cloned, prove
+from harness.guest.ssh import CommandTimeout
 from harness.guest.template import Template
 from harness.images.store import Store, file_hash
 from harness.lab import Lab, Options
+from harness.observe import Observer
 from harness.pool import GuestPool, Wish
 
 pytestmark = pytest.mark.guest
@@ -150,22 +152,71 @@ def test_the_key_is_of_everything_that_a_template_depends_on(recipe: Recipe) -> 
     assert len({base, *(templates.key(other) for other in others)}) == len(others) + 1
 
 
-@pytest.mark.parametrize("how", ["panic", "kill", "flood"])
-def test_what_a_clone_does_costs_only_that_clone(pool: GuestPool, how: str) -> None:
-    with pool.guest(Wish()) as victim:
-        if how == "panic":
-            with pytest.raises(GuestPanic):
-                victim.run("echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger")
-        elif how == "kill":
-            os.kill(victim.vm.child.pid, signal.SIGKILL)
-            with pytest.raises(HarnessError):
-                victim.run("true")
-        else:
-            victim.run("(yes noise > /dev/ttyS0) >/dev/null 2>&1 &")
+def panic(guest: Guest) -> None:
+    with pytest.raises(GuestPanic):
+        guest.run("echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger")
+
+
+def kill(guest: Guest) -> None:
+    os.kill(guest.vm.child.pid, signal.SIGKILL)
+    with pytest.raises(HarnessError):
+        guest.run("true")
+
+
+def flood(guest: Guest) -> None:
+    guest.run("(yes noise > /dev/ttyS0) >/dev/null 2>&1 &")
+    begun = guest.vm.console.position
+    guest.run("sleep 0.5")
+    assert guest.vm.console.position > begun + 1000
+
+
+def freeze(guest: Guest) -> None:
+    """Stop its processors: a kernel that spins with interrupts off looks the same from outside."""
+    guest.vm.qmp.execute("stop")
+    with pytest.raises(GuestHung):
+        guest.run("true", timeout=1)
+
+
+def stop_qemu(guest: Guest) -> None:
+    os.kill(guest.vm.child.pid, signal.SIGSTOP)
+    with pytest.raises(GuestHung):
+        guest.run("true", timeout=1)
+
+
+def sleep_for_ever(guest: Guest) -> None:
+    """Leave a process in D state that holds a mount."""
+    guest.run(
+        f"mount {guest.namespace('fsdax0').device} /mnt && fsfreeze -f /mnt && "
+        "(touch /mnt/file >/dev/null 2>&1 & echo $! > /tmp/pid) && "
+        "until grep -q 'State:.D' /proc/$(cat /tmp/pid)/status; do sleep 0.05; done"
+    )
+
+
+@pytest.mark.parametrize("harm", [panic, kill, flood, freeze, stop_qemu, sleep_for_ever])
+def test_what_a_clone_does_costs_only_that_clone(
+    pool: GuestPool, harm: Callable[[Guest], None]
+) -> None:
+    with pool.guest(Wish(), then=Wish()) as victim:
+        harm(victim)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 10  # it is not asked to end
     assert victim.vm.child.poll() is not None
     with pool.guest(Wish()) as fresh:
         assert fresh is not victim
         assert fresh.run("echo sound").stdout == "sound\n"
+
+
+def test_a_test_whose_clone_hangs_is_over_within_its_deadlines(pool: GuestPool) -> None:
+    """What the plugin reads of a guest after a test has deadlines too."""
+    with pool.guest(Wish()) as victim:
+        observer = Observer(victim, "hung")
+        observer.begin()
+        victim.vm.qmp.execute("stop")
+        with pytest.raises(CommandTimeout):
+            victim.run("true", timeout=1)
+        begun = time.monotonic()
+        observer.end(())
+    assert time.monotonic() - begun < 60
 
 
 def test_the_pool_hands_out_each_clone_once_and_ends_them_all(tcg_lab: Lab, tmp_path: Path) -> None:
@@ -184,15 +235,19 @@ def test_the_pool_hands_out_each_clone_once_and_ends_them_all(tcg_lab: Lab, tmp_
     assert len(list((tmp_path / "pool").iterdir())) == 3
 
 
-def test_a_warm_clone_that_died_is_not_handed_out(pool: GuestPool) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_warm_clone_that_is_lost_is_not_handed_out(
+    pool: GuestPool, number: signal.Signals
+) -> None:
     with pool.guest(Wish(), then=Wish()):
         deadline = time.monotonic() + 60
         while not pool.ready():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         for warm in pool.waiting():
-            os.kill(warm.vm.child.pid, signal.SIGKILL)
-            warm.vm.child.wait(10)
+            os.kill(warm.vm.child.pid, number)
+            if number == signal.SIGKILL:
+                warm.vm.child.wait(10)
     with pool.guest(Wish()) as guest:
         assert guest.run("echo sound").stdout == "sound\n"
 
@@ -241,6 +296,23 @@ def test_clones_at_once_do_not_see_each_other(template: Template, tmp_path: Path
 
     with ThreadPoolExecutor(4) as workers:
         assert list(workers.map(one, range(4))) == ["0", "1", "2", "3"]
+
+
+def test_a_seed_gives_a_clones_dma_a_pattern_of_its_own(template: Template, tmp_path: Path) -> None:
+    with (
+        cloned(template, tmp_path) as guest,
+        guest.mounted(guest.namespace("fsdax0"), "ext4") as mount,
+    ):
+        seen = []
+        for seed in ("1", "2", "1"):
+            options = ("--device", guest.vfio("edu").address, "--size", "64K", "--seed", seed)
+            guest.workload("vfio_map", *options, "--source", f"file:{mount.path}/file")
+            seen.append(guest.run(f"sha256sum {mount.path}/file").stdout)
+        assert seen[0] == seen[2] != seen[1]
+        for seed in ("x", str(1 << 32)):
+            done = guest.run(f"/opt/nvh/vfio_map --device x --seed {seed}", check=False)
+            assert done.status == 2
+            assert done.stdout.count("Bail out!") == 1
 
 
 def test_kernel_arguments_get_a_template_of_their_own(pool: GuestPool, tcg_lab: Lab) -> None:
