@@ -26,22 +26,32 @@ class Observer:
         self._name = name
         self._token: str | None = None
         self._position = 0
+        #: What the test's earlier guests said until their power was cut.
+        self._earlier = ""
 
     def begin(self) -> None:
         """Mark the log; raises what is wrong with the guest."""
         self._position = self.guest.vm.console.position
         self._token = self.guest.mark(f"begin {self._name}")
 
+    def go_on(self, guest: Guest) -> None:
+        """Go on with the guest that comes after one whose power was cut."""
+        self._earlier += self.guest.vm.console.text(self._position).rstrip("\n") + "\n"
+        self.guest = guest
+        self.begin()
+
     def end(self, allowed: Sequence[str]) -> None:
         """Read what came since; a guest that died leaves its console."""
         self.console = self.guest.vm.console.text(self._position)
-        if self.guest.vm.death() is None:
+        if self.guest.vm.child.poll() is None and self.guest.vm.death() is None:
             try:
                 self.dmesg = self.guest.dmesg(self._token)
             except HarnessError as error:
                 log.warning("no dmesg: %s", error)
         if not self.dmesg:
             self.dmesg = self.console
+        self.console = self._earlier + self.console
+        self.dmesg = self._earlier + self.dmesg
         self.unexpected = list(unexpected(classify(self.dmesg.splitlines()), allowed))
 
     def save(self, folder: Path) -> None:

@@ -11,13 +11,14 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import process, rundir
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
 from harness.guest import Guest
 from harness.guest import template as templates
 from harness.guest.boot import Recipe, booted
@@ -43,6 +44,7 @@ class Wish:
     isolation: str = "clone"
     machine: str | None = None  # None: the run's
     append: tuple[str, ...] = ()
+    power_cycle: bool = False  # its NVDIMMs are to outlive its QEMU
 
 
 class _Warm:
@@ -126,6 +128,8 @@ class GuestPool:
         self._templates: dict[str, Template | str | HarnessError] = {}
         self._findings: dict[Path, list[str]] = {}
         self._warm: list[_Warm] = []
+        #: Of guests whose NVDIMM files keep what they write.
+        self._recipes: weakref.WeakKeyDictionary[Guest, Recipe] = weakref.WeakKeyDictionary()
         self._shared: dict[str, tuple[contextlib.ExitStack, Guest]] = {}
         # One more than start ahead: what a test waits for queues behind none of them.
         self._starter = ThreadPoolExecutor(max_workers=ahead + 1, thread_name_prefix="pool")
@@ -149,6 +153,13 @@ class GuestPool:
                 self._refill(then)
                 yield guest
             return
+        if wish.power_cycle:
+            with cloned(template, self._new_folder(), own_nvdimms=True) as guest:
+                guest.facts["boot_findings"] = self._boot_findings(template.path)
+                self._recipes[guest] = recipe
+                self._refill(then)
+                yield guest
+            return
         warm = self._take(template)
         try:
             clone = warm.guest.result()
@@ -159,9 +170,29 @@ class GuestPool:
             warm.stack.close()
 
     @contextlib.contextmanager
-    def _booted(self, recipe: Recipe, why: str) -> Iterator[Guest]:
+    def power_cycled(self, guest: Guest) -> Iterator[Guest]:
+        """Kill a guest's QEMU and boot its machine with the same NVDIMMs while the block lasts.
+
+        The guest is one that was booted, or a clone that was wished for with ``power_cycle``; its
+        files last as long as its own block, so this one lies within.
+        """
+        if guest not in self._recipes:
+            raise UsageError(
+                "this guest's NVDIMMs do not outlive its QEMU",
+                hint="wish for it with power_cycle, and not for a shared one",
+            )
+        guest.cut_power()
+        recipe = self._recipes[guest]
+        with self._booted(recipe, "power cycle", nvdimms=guest.nvdimms) as again:
+            yield again
+
+    @contextlib.contextmanager
+    def _booted(
+        self, recipe: Recipe, why: str, *, nvdimms: Mapping[str, Path] | None = None
+    ) -> Iterator[Guest]:
         folder = self._new_folder()
-        with booted(recipe, folder, lasting=True) as guest:
+        with booted(recipe, folder, lasting=True, nvdimms=nvdimms) as guest:
+            self._recipes[guest] = recipe
             (folder / "dmesg").write_text(guest.dmesg(), errors="replace")
             self._show(folder)
             guest.facts["boot_findings"] = self._boot_findings(folder)
@@ -238,7 +269,7 @@ class GuestPool:
     def _refill(self, then: Wish | None) -> None:
         """Start what comes next, if its template is there; what nobody will ask for goes."""
         template = None
-        if then is not None and then.isolation == "clone":
+        if then is not None and then.isolation == "clone" and not then.power_cycle:
             with contextlib.suppress(HarnessError):  # that test itself will say so
                 template = self._templates.get(templates.key(self._recipe(then)))
         for warm in [warm for warm in self._warm if warm.template != template]:
@@ -267,6 +298,7 @@ class GuestPool:
         template = self._template(recipe)
         if isinstance(template, str):
             guest = stack.enter_context(self._booted(recipe, template))
+            self._recipes.pop(guest)  # its power is not one test's to cut
         else:
             folder = self._new_folder()
             try:

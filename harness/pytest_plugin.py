@@ -131,7 +131,8 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
     """A guest of the run's machine, with its namespaces made and its devices bound.
 
     It is a fresh clone unless the test is marked otherwise: ``isolation("boot")`` or
-    ``isolation("shared")``, ``machine("NAME")``, ``kernel_args("WORD", ...)``.
+    ``isolation("shared")``, ``machine("NAME")``, ``kernel_args("WORD", ...)``.  A test that takes
+    the fixture ``power_cycle`` as well gets one whose NVDIMMs outlive its QEMU.
     """
     following = request.node.stash.get(_NEXT, None)
     then = None
@@ -146,6 +147,32 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
     _keep_logs(request.node, given)
 
 
+@pytest.fixture
+def power_cycle(
+    request: pytest.FixtureRequest, guests: GuestPool, guest: Guest
+) -> Iterator[Callable[[], Guest]]:
+    """Cut the power: ``again = power_cycle()`` kills the guest's QEMU (SIGKILL) at once.
+
+    ``again`` is booted on the same machine with the same NVDIMMs: whatever was in RAM, the page
+    cache included, is gone, and so is the old guest.  It may be called again.  The kernel's log of
+    all these guests is read for splats, each guest's files are in the test's folder, and QEMUs and
+    NVDIMM files end with the test.
+    """
+    lives = [guest]
+
+    def cycle() -> Guest:
+        again = stack.enter_context(guests.power_cycled(lives[-1]))
+        lives.append(again)
+        again.note = lives[0].note
+        request.node.stash[_OBSERVER].go_on(again)
+        return again
+
+    with contextlib.ExitStack() as stack:
+        yield cycle
+    for number, life in enumerate(lives[1:], 2):
+        _keep_logs(request.node, life, f"boot{number}-")
+
+
 def _echo(item: pytest.Item) -> Callable[[str], None]:
     """Return what prints a test's words and keeps them at once: this process may be killed."""
     file = run_state(item.config).results.test_dir(item.nodeid) / "output.txt"
@@ -158,14 +185,14 @@ def _echo(item: pytest.Item) -> Callable[[str], None]:
     return echo
 
 
-def _keep_logs(item: pytest.Item, guest: Guest) -> None:
+def _keep_logs(item: pytest.Item, guest: Guest, prefix: str = "") -> None:
     """Move what a guest of the test's own left into the test's folder."""
     if guest.vm.child.poll() is None:
         return  # a shared guest goes on
     folder = run_state(item.config).results.test_dir(item.nodeid)
     for file in guest.vm.folder.iterdir():
         target = f"guest-{file.name}" if file.name in {"console.log", "dmesg"} else file.name
-        shutil.move(str(file), str(folder / target))
+        shutil.move(str(file), str(folder / f"{prefix}{target}"))
     with contextlib.suppress(OSError):
         guest.vm.folder.rmdir()
 
@@ -183,9 +210,12 @@ def _wish(item: pytest.Item, config: pytest.Config) -> Wish:
     if isolation not in ISOLATIONS:
         known = ", ".join(ISOLATIONS)
         raise pytest.UsageError(f"{item.nodeid}: no isolation is called {isolation!r} ({known})")
+    power_cycle = "power_cycle" in getattr(item, "fixturenames", ())
+    if power_cycle and isolation == "shared":
+        raise pytest.UsageError(f"{item.nodeid}: a shared guest's power is not cut")
     arguments = item.get_closest_marker("kernel_args")
     append = tuple(str(argument) for argument in arguments.args) if arguments else ()
-    return Wish(isolation, word("machine"), append)
+    return Wish(isolation, word("machine"), append, power_cycle)
 
 
 # Verdicts

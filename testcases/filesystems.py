@@ -26,6 +26,13 @@ def dax_mount(guest: Guest, case: Case, fs: str, *, mkfs: tuple[str, ...] = ()) 
 
 
 @contextlib.contextmanager
+def mounted_again(guest: Guest, fs: str) -> Iterator[Mount]:
+    """Mount with dax=always what an earlier boot made with dax_mount()."""
+    with guest.mounted(guest.namespace(_NAMESPACE[fs]), fs, dax="always", mkfs=None) as mount:
+        yield mount
+
+
+@contextlib.contextmanager
 def page_cache_mount(guest: Guest, fs: str) -> Iterator[Mount]:
     """As dax_mount(), but with dax=never: the same device through the page cache."""
     with guest.mounted(guest.namespace(_NAMESPACE[fs]), fs, dax="never") as mount:

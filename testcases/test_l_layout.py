@@ -228,7 +228,7 @@ def test_l12_storm(guest: Guest, case: Case, fs: str, pins: str) -> None:
     "touched" keeps the mappings and touches pages while they are pinned; the others unmap them.
     """
     # Nobody holds a pin for as long as a hundredth of that.
-    options = ["--rounds", "24", "--stall", str(int(2 + 2 * guest.scale))]
+    options = ["--rounds", "16", "--stall", str(int(2 + 2 * guest.scale))]
     if pins == "odirect":
         slow = slow_device(guest, case, with_data=True, milliseconds=20)
         options += ["--pins", "odirect", "--slow", slow.path]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 
 from harness.guest import Guest
@@ -11,8 +14,10 @@ from testcases.filesystems import (
     dax_mount,
     ext2_mount,
     inode_mount,
+    mounted_again,
     page_cache_mount,
     undaxable_mount,
+    unmounted_state,
 )
 
 every_fs = pytest.mark.parametrize("fs", NAMES)
@@ -160,6 +165,33 @@ def test_s6_map_sync_on_the_root_file_system(guest: Guest, case: Case) -> None:
     guest.run("rm /root/nvh-s6")
     case.prove("the file is not DAX", not facts["dax"], seen=hex(facts["attributes"]))
     case.expect("sync_without", facts["sync"])
+
+
+def test_s7_map_sync_outlives_a_power_cut(
+    guest: Guest, case: Case, power_cycle: Callable[[], Guest]
+) -> None:
+    """What was stored, and the file around it, needs no msync()."""
+    boots = [guest.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()]
+    # The periodic writeback would save what nobody has synced.
+    guest.run("echo 0 > /proc/sys/vm/dirty_writeback_centisecs")
+    with dax_mount(guest, case, "ext4") as ext4, dax_mount(guest, case, "xfs") as xfs:
+        for mount, how in itertools.product((ext4, xfs), ("sync", "shared")):
+            stored = guest.workload("persist", "--file", f"{mount.path}/{how}", "--store", how)
+            case.prove(f"the file on {mount.fstype} is DAX", stored.facts["dax"])
+            case.expect("map", stored.facts["map"])
+        again = power_cycle()
+    boots.append(again.run("cat /proc/sys/kernel/random/boot_id").stdout.strip())
+    case.prove("it is another boot", boots[0] != boots[1], seen=boots)
+    for fs in NAMES:
+        with mounted_again(again, fs) as mount:
+            words = again.run(f"dmesg | grep -i '{fs}.*recovery'", check=False).stdout.strip()
+            found = again.workload("persist", "--file", f"{mount.path}/sync").facts
+            unsynced = again.workload("persist", "--file", f"{mount.path}/shared").facts
+        case.prove(f"{fs} was in use when the power went", bool(words), seen=words)
+        case.fact(f"{fs} without MAP_SYNC", unsynced["content"])  # nobody has promised anything
+        for key in ("open", "content", "content_mapped"):
+            case.expect(key, found[key])
+        case.expect(f"{fs} afterwards", unmounted_state(again, mount), right="clean")
 
 
 def test_s8_ext2_is_served_by_ext4(guest: Guest, case: Case) -> None:

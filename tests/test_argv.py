@@ -302,6 +302,18 @@ def test_a_clone_maps_everything_privately_and_differs_in_nothing_else(machine_o
     assert without[:at] + without[at + 2 :] == template
 
 
+def test_a_clone_with_nvdimms_of_its_own_writes_them(machine_of: Load) -> None:
+    memory = Memory(Path("/run/ram"), shared=False, own_nvdimms=True)
+    machine = machine_of(KINDS)
+    vector = build(machine, boot(machine), accel="tcg", wiring=None, memory=memory)
+    shared = {
+        value.split("id=")[1].split(",")[0]: "share=on" in value
+        for value in values(vector, "-object")
+    }
+    assert not shared.pop("ram")
+    assert set(shared.values()) == {True}
+
+
 def test_accelerator_cpu_and_sizes(machine_of: Load) -> None:
     machine = machine_of('[machine]\ncpus = 3\nmemory = "512M"\ncpu = "max,-svm"')
     vector = build(machine, boot(machine), accel="kvm", qemu="/opt/qemu", wiring=None)

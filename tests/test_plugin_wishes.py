@@ -102,3 +102,14 @@ def test_v1_b(guest): pass
 def test_a_level_that_does_not_exist_is_no_option(runs: Runs) -> None:
     found = runs("def test_v1_a(guest): pass", "--nvh-isolation", "vm")
     assert found.code == pytest.ExitCode.USAGE_ERROR
+
+
+def test_the_power_of_a_shared_guest_is_not_cut(runs: Runs) -> None:
+    found = runs(
+        """
+@pytest.mark.isolation("shared")
+def test_v1_a(power_cycle):
+    pass
+"""
+    )
+    assert "a shared guest's power is not cut" in found.output

@@ -63,3 +63,25 @@ def names_only(hint: str | None, iommu: str) -> None:
     assert hint is not None
     assert [name for name, option in OPTIONS.items() if f"CONFIG_{option}=y" in hint] == [iommu]
     assert ("intel_iommu=on" in hint) == (iommu == "intel")
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "words"),
+    [
+        ("", "0 namespaces"),
+        ('{"dev": "namespace0.0", "mode": "raw", "size": 9, "blockdev": "pmem0"}', "carries raw"),
+    ],
+    ids=["none", "another"],
+)
+def test_a_namespace_that_did_not_come_back_is_told(
+    machine_of: Callable[[str], Machine], namespaces: str, words: str
+) -> None:
+    machine = machine_of(
+        '[[nvdimm]]\nname = "a"\nsize = "66M"\n[nvdimm.namespace]\nmode = "fsdax"\n'
+    )
+    listed = (
+        '{"dimms": [{"dev": "nmem0", "handle": 1}], "regions": [{"dev": "region0", "size": 9,'
+        f'"mappings": [{{"dimm": "nmem0"}}], "namespaces": [{namespaces}]}}]}}'
+    )
+    with pytest.raises(GuestLost, match=words):
+        provision.create_namespaces(machine, says(listed), existing=True)

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,7 @@ def booted(
     provisioned: bool = True,
     template: Identity | None = None,
     lasting: bool = False,
+    nvdimms: Mapping[str, Path] | None = None,
     say: Callable[[str], None] = log.info,
 ) -> Iterator[Guest]:
     """Boot a guest for as long as the block lasts.
@@ -101,15 +102,17 @@ def booted(
     ``folder`` takes console.log, qemu.stderr and qemu.sh; one that is ``lasting`` outlives the
     block, so that an error names it and not a copy of it.  With ``template``, the keys that its
     clones will have, the guest is one to be saved: its RAM is a file of its working directory, and
-    the machine's PCI devices are left for its clones.  Raises LaunchError (QEMU refuses),
-    GuestPanic, GuestReset, GuestHung (no SSH server in time) or GuestLost (not as asked for).
+    the machine's PCI devices are left for its clones.  ``nvdimms`` are the files of a guest that
+    is no more, namespaces and all; without them there are fresh ones.  Raises LaunchError (QEMU
+    refuses), GuestPanic, GuestReset, GuestHung (no SSH server in time) or GuestLost (not as asked
+    for).
     """
     with contextlib.ExitStack() as stack:
         private = stack.enter_context(rundir())
         identity = template or Identity.generate()
         memory = Memory(private / RAM, shared=True) if template else None
         initramfs = private / "initramfs"
-        nvdimms = prepare_nvdimms(recipe.machine, private)
+        files = dict(nvdimms or prepare_nvdimms(recipe.machine, private))
         write_initramfs(recipe, identity, initramfs)
         write_script(recipe, folder / "qemu.sh")
         up = stack.enter_context(
@@ -120,19 +123,20 @@ def booted(
         vm = stack.enter_context(
             launched(
                 lambda wiring: recipe.argv(
-                    initramfs=initramfs, nvdimms=nvdimms, wiring=wiring, memory=memory
+                    initramfs=initramfs, nvdimms=files, wiring=wiring, memory=memory
                 ),
                 folder=folder,
             )
         )
         guest = connect(recipe, vm, identity, private)
+        guest.nvdimms = files
         stack.callback(guest.ssh.close)
         ready = time.monotonic() - begun
         guest.ssh.connect(30.0 * guest.scale)
         guest.run("true")
         answered = time.monotonic() - begun
         if provisioned:
-            make_ready(guest, plugged=template is None)
+            make_ready(guest, plugged=template is None, existing=nvdimms is not None)
         guest.facts["how"] = "boot"
         guest.facts["ready_seconds"] = round(ready, 3)
         guest.facts["ssh_seconds"] = round(answered, 3)
@@ -185,10 +189,11 @@ def connect(recipe: Recipe, vm: Vm, identity: Identity, private: Path) -> Guest:
     )
 
 
-def make_ready(guest: Guest, *, plugged: bool = True) -> None:
+def make_ready(guest: Guest, *, plugged: bool = True, existing: bool = False) -> None:
     """Make namespaces, bind devices and note what was proven.
 
-    ``plugged`` False: devices behind a root port are not there yet.
+    ``plugged`` False: devices behind a root port are not there yet; ``existing``: the namespaces
+    are there already.
     """
 
     def run(command: str, *, timeout: float = 30.0, check: bool = True) -> Result:
@@ -197,8 +202,8 @@ def make_ready(guest: Guest, *, plugged: bool = True) -> None:
     release = run("uname -r").stdout.strip()
     guest.facts["release"] = release
     guest.facts.update(provision.iommu_facts(guest.machine, run))
-    made = provision.create_namespaces(guest.machine, run)
-    guest.namespaces = filesystem.make_all(guest.machine, made, run)
+    made = provision.create_namespaces(guest.machine, run, existing=existing)
+    guest.namespaces = made if existing else filesystem.make_all(guest.machine, made, run)
     guest.facts["namespaces"] = {
         name: f"{space.mode} {space.device} align {space.align} size {space.size}"
         for name, space in guest.namespaces.items()

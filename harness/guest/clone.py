@@ -16,10 +16,11 @@ from harness.guest.boot import RAM, write_script
 from harness.guest.guest import Guest
 from harness.guest.provision import VfioInfo, pci_addresses
 from harness.guest.ssh import CommandTimeout, Ssh
-from harness.guest.template import DMESG, STATE, Template
+from harness.guest.template import DMESG, STATE, Template, copy_sparse, nvdimm_file
 from harness.qemu import argv, snapshot
 from harness.qemu.argv import Memory
 from harness.qemu.vm import Vm, launched
+from harness.rundir import rundir
 from harness.spec import PciDevice
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,17 @@ RESUME_DEADLINE = 20.0
 
 @contextlib.contextmanager
 def cloned(
-    template: Template, folder: Path, *, started: Callable[[Vm], None] = lambda _: None
+    template: Template,
+    folder: Path,
+    *,
+    own_nvdimms: bool = False,
+    started: Callable[[Vm], None] = lambda _: None,
 ) -> Iterator[Guest]:
     """Run a clone for as long as the block lasts; it is killed without mercy then.
 
     ``folder`` takes console.log and qemu.stderr; ``started`` is told of QEMU as soon as it runs.
-    RAM and NVDIMMs are private mappings of the template's files, which are never written.  Raises
+    RAM and NVDIMMs are private mappings of the template's files, which are never written; with
+    ``own_nvdimms`` the clone writes files of its own, which outlive its QEMU in the block.  Raises
     LaunchError (QEMU refuses), NotMigratable (it does not take the state in), GuestHung (the guest
     does not go on) or GuestLost (its devices do not come back, SSH fails).
     """
@@ -46,14 +52,15 @@ def cloned(
         except OSError as error:
             raise ImageError(f"{template.path} is gone: {error.strerror}") from error
         stack.callback(os.close, state)
-        memory = Memory(template.path / RAM, shared=False)
+        memory = Memory(template.path / RAM, shared=False, own_nvdimms=own_nvdimms)
+        own = _copies(template, stack.enter_context(rundir())) if own_nvdimms else {}
         write_script(recipe, folder / "qemu.sh")
         begun = time.monotonic()
         vm = stack.enter_context(
             launched(
                 lambda wiring: recipe.argv(
                     initramfs=recipe.images.initramfs,
-                    nvdimms=template.nvdimms,
+                    nvdimms=own or template.nvdimms,
                     wiring=wiring,
                     memory=memory,
                 ),
@@ -77,6 +84,7 @@ def cloned(
             ssh=Ssh(vm.forwarded_port(), template.identity, check=vm.check),
             workloads=recipe.workloads,
         )
+        guest.nvdimms = own
         stack.callback(guest.ssh.close)
         guest.facts = {k: v for k, v in template.facts.items() if not k.endswith("_seconds")}
         guest.namespaces = dict(template.namespaces)
@@ -92,6 +100,14 @@ def cloned(
         guest.facts["ssh_seconds"] = round(time.monotonic() - begun, 3)
         _await(guest, _plug(vm, [d for d in recipe.machine.pci if d.port and not d.vfio]))
         yield guest
+
+
+def _copies(template: Template, folder: Path) -> dict[str, Path]:
+    """Return NVDIMM files of a clone's own."""
+    made = {name: nvdimm_file(folder, name) for name in template.nvdimms}
+    for name, file in template.nvdimms.items():
+        copy_sparse(file, made[name])
+    return made
 
 
 def prove(template: Template) -> None:

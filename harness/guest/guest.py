@@ -60,6 +60,8 @@ class Guest:
         self.workloads = workloads
         #: The host's working directory of this guest: keys, NVDIMM files.
         self.private = private
+        #: The host's files that keep what this guest writes to its NVDIMMs; a clone has none.
+        self.nvdimms: Mapping[str, Path] = {}
         #: Workloads that are in the guest, each with the sha256 of its binary.
         self.installed: dict[str, str] = {}
         self._serial: SerialShell | None = None
@@ -157,22 +159,25 @@ class Guest:
         fstype: str,
         *,
         dax: str | None = "always",
-        mkfs: Sequence[str] = (),
+        mkfs: Sequence[str] | None = (),
     ) -> Iterator[Mount]:
         """Mount a file system, made for this, and say what it is; it is unmounted after the block.
 
         ``dax`` is the mount option's value (always, never, inode), None for no option; ``mkfs``
-        takes the place of filesystem.MKFS.  Whether the mount really is DAX is told by ``is_dax``
-        from statx(2) on a fresh file: ext4 and xfs mount with a mere warning, or fall back, where
-        DAX is not to be had.
+        takes the place of filesystem.MKFS, None says that it is there already, from before a power
+        cut.  Whether the mount really is DAX is told by ``is_dax`` from statx(2) on a fresh file:
+        ext4 and xfs mount with a mere warning, or fall back, where DAX is not to be had.
         """
         path = f"/mnt/{namespace.name}"
         command = filesystem.mount_command(fstype, namespace.device, path, dax)
+        # modprobe(8) knows of soft dependencies; the kernel's own request comes too late.
+        modprobe = f"modprobe -q {fstype}; "
+        if mkfs is None:
+            command = modprobe + command
         # The one that provisioning made is as good as new, once.
-        if mkfs or namespace.filesystem != fstype or namespace.name in self._mounted:
+        elif mkfs or namespace.filesystem != fstype or namespace.name in self._mounted:
             make = filesystem.make_command(fstype, namespace.device, mkfs)
-            # modprobe(8) knows of soft dependencies; the kernel's own request comes too late.
-            command = f"modprobe -q {fstype}; {make} >&2 && {command}"
+            command = f"{modprobe}{make} >&2 && {command}"
         self._mounted.add(namespace.name)
         done = self.run(command, timeout=60.0)
         mount = filesystem.read_mount(done.stdout, namespace, fstype, path, dax)
@@ -193,6 +198,12 @@ class Guest:
             with contextlib.suppress(HarnessError):
                 return self.serial.run(command, timeout=10.0 * self.scale)[1]
         return "the guest does not answer"
+
+    def cut_power(self) -> None:
+        """Kill QEMU at once: what was not on an NVDIMM is gone."""
+        self.vm.stop(grace=0)
+        self.ssh.close()
+        self.broken = GuestLost("its power was cut")
 
     @property
     def serial(self) -> SerialShell:

@@ -51,10 +51,13 @@ class VfioInfo:
     driver: str
 
 
-def create_namespaces(machine: Machine, run: Runner) -> dict[str, NamespaceInfo]:
+def create_namespaces(
+    machine: Machine, run: Runner, *, existing: bool = False
+) -> dict[str, NamespaceInfo]:
     """Make the machine's namespaces with ndctl and return them by NVDIMM name.
 
-    Raises GuestLost, with ndctl's words, when one cannot be made or is not as it was asked for.
+    ``existing``: another boot has made them, and they are only looked up.  Raises GuestLost, with
+    ndctl's words, when one cannot be made or is not as it was asked for.
     """
     if not any(dimm.namespace for dimm in machine.nvdimms):
         return {}
@@ -71,7 +74,7 @@ def create_namespaces(machine: Machine, run: Runner) -> dict[str, NamespaceInfo]
                 if dimm.kind == "virtio-pmem"
                 else "set CONFIG_ACPI_NFIT=y CONFIG_LIBNVDIMM=y CONFIG_BLK_DEV_PMEM=y",
             )
-        made[dimm.name] = _create(dimm, region, run)
+        made[dimm.name] = _find(dimm, region) if existing else _create(dimm, region, run)
     return made
 
 
@@ -80,7 +83,7 @@ def _regions(machine: Machine, run: Runner) -> dict[str, dict[str, Any]]:
     nvdimm_slot_to_handle); a virtio-pmem region has no DIMM and is found by its size.
     """
     # It prints nothing when there is nothing, and a bare list where there is no DIMM.
-    listed = _json(run("ndctl list -R -D -N -i").stdout.strip() or "{}")
+    listed = _json(run("ndctl list -R -D -N -X -i").stdout.strip() or "{}")
     handles = {dimm["dev"]: int(dimm["handle"]) for dimm in listed.get("dimms", [])}
     regions: dict[str, dict[str, Any]] = {}
     plain = []
@@ -122,11 +125,24 @@ def _create(dimm: Nvdimm, region: dict[str, Any], run: Runner) -> NamespaceInfo:
     if done.status != 0:
         words = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
         raise GuestLost(f"ndctl could not make the namespace of {dimm.name}: {words[0].strip()}")
-    info = _json(done.stdout)
+    return _described(dimm, region, _json(done.stdout))
+
+
+def _find(dimm: Nvdimm, region: dict[str, Any]) -> NamespaceInfo:
+    """Return the namespace that the region's labels tell of."""
+    there = [entry for entry in region.get("namespaces", []) if entry.get("size", 0) > 0]
+    if len(there) != 1:
+        raise GuestLost(f"{dimm.name} came back with {len(there)} namespaces instead of one")
+    return _described(dimm, region, there[0])
+
+
+def _described(dimm: Nvdimm, region: dict[str, Any], info: dict[str, Any]) -> NamespaceInfo:
+    wanted = dimm.namespace
+    assert wanted is not None
     chardev = info.get("daxregion", {}).get("devices", [{}])[0].get("chardev")
     device = info.get("blockdev") or chardev
     if not device or info.get("mode") != wanted.mode:
-        raise GuestLost(f"ndctl made {info.get('mode')} of {dimm.name} instead of {wanted.mode}")
+        raise GuestLost(f"{dimm.name} carries {info.get('mode')} instead of {wanted.mode}")
     return NamespaceInfo(
         name=dimm.name,
         dev=str(info["dev"]),

@@ -194,9 +194,10 @@ def _build(recipe: Recipe, target: Path) -> None:
         _wait_for_resume(guest)
         snapshot.save(guest.vm, target / STATE)
         guest.vm.stop(grace=1.0)
-        _keep(guest.private / RAM, target / RAM)
+        copy_sparse(guest.private / RAM, target / RAM)
         for dimm in recipe.machine.nvdimms:
-            _keep(nvdimm_file(guest.private, dimm.name), nvdimm_file(target, dimm.name))
+            name = dimm.name
+            copy_sparse(nvdimm_file(guest.private, name), nvdimm_file(target, name))
         info = {
             "identity": dataclasses.asdict(identity),
             "facts": guest.facts,
@@ -238,7 +239,7 @@ def _wait_for_resume(guest: Guest) -> None:
     guest.ssh.close()
 
 
-def _keep(source: Path, target: Path) -> None:
+def copy_sparse(source: Path, target: Path) -> None:
     """Copy a file with its holes: what the guest never touched costs no disk."""
     cp = process.find("cp", package="coreutils")
     process.run([cp, "--sparse=always", str(source), str(target)], timeout=300.0)

@@ -46,11 +46,12 @@ class Memory:
     """A guest's RAM in a file, for a template and its clones.
 
     A template writes the file (``shared``); a clone maps it copy-on-write and waits for the state
-    of its devices.
+    of its devices.  A clone's NVDIMMs are copy-on-write as well, unless their files are its own.
     """
 
     file: Path
     shared: bool
+    own_nvdimms: bool = False
 
 
 def command_line(machine: Machine, extra: Sequence[str] = ()) -> str:
@@ -96,7 +97,7 @@ def build(
     from the first boot on, because QEMU lists them in the DMAR table as the IOMMU's scope (7.2,
     build_dmar_q35).
     """
-    private = memory is not None and not memory.shared
+    private = memory is not None and not memory.shared and not memory.own_nvdimms
     return [
         qemu,
         *_base(machine, accel, memory),
