@@ -43,6 +43,7 @@ def groups_of(machine: Machine) -> tuple[str, ...]:
     """Return the tables of required.toml that a machine needs."""
     groups = ["boot"]
     groups += ["nvdimm"] if any(dimm.namespace for dimm in machine.nvdimms) else []
+    groups += ["virtio-pmem"] if any(dimm.kind == "virtio-pmem" for dimm in machine.nvdimms) else []
     groups += ["vfio"] if any(device.vfio for device in machine.pci) else []
     groups += [machine.iommu] if machine.iommu != "none" else []
     return tuple(groups)

@@ -22,9 +22,10 @@ from harness.errors import (
     GuestReset,
     HarnessError,
     HostError,
+    UnfitKernel,
 )
 from harness.guest import CommandTimeout, Guest
-from harness.lab import Lab
+from harness.lab import Lab, check_drivers
 from harness.observe import Observer
 from harness.pool import ISOLATIONS, GuestPool, Wish, guest_pool
 from harness.report.escape import printable
@@ -134,11 +135,14 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
     ``isolation("shared")``, ``machine("NAME")``, ``kernel_args("WORD", ...)``.  A test that takes
     the fixture ``power_cycle`` as well gets one whose NVDIMMs outlive its QEMU.
     """
+    wish = _wish(request.node, request.config)
+    if wish.machine is not None:
+        _check_machine(run_state(request.config).lab, wish.machine)
     following = request.node.stash.get(_NEXT, None)
     then = None
     if following is not None and "guest" in getattr(following, "fixturenames", ()):
         then = _wish(following, request.config)
-    with guests.guest(_wish(request.node, request.config), then) as given:
+    with guests.guest(wish, then) as given:
         observer = Observer(given, request.node.nodeid)
         request.node.stash[_OBSERVER] = observer
         given.note = _echo(request.node)
@@ -183,6 +187,14 @@ def _echo(item: pytest.Item) -> Callable[[str], None]:
         append(file, f"{shown}\n")
 
     return echo
+
+
+def _check_machine(lab: Lab, name: str) -> None:
+    """Skip a test whose own machine the kernel cannot drive: the run's other tests go on."""
+    try:
+        check_drivers(lab.kernel, lab.find_machine(name))
+    except UnfitKernel as error:
+        raise NotProven(error.message, status=Status.SKIP, hint=error.hint) from error
 
 
 def _keep_logs(item: pytest.Item, guest: Guest, prefix: str = "") -> None:

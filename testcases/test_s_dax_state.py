@@ -8,11 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from harness.guest import Guest
+from harness.images import kconfig
+from harness.lab import Lab
 from harness.verdict.expectation import Case
 from testcases.filesystems import (
     NAMES,
     dax_mount,
     ext2_mount,
+    has_fs_dax,
     inode_mount,
     mounted_again,
     page_cache_mount,
@@ -203,6 +206,45 @@ def test_s8_ext2_is_served_by_ext4(guest: Guest, case: Case) -> None:
         facts = guest.workload("dax_state", "--path", f"{path}/a", "--create", "64K", "--map").facts
     case.expect("dax", facts["dax"])
     case.expect("map_sync", facts["sync"])
+
+
+@pytest.mark.machine("virtio-pmem")
+@pytest.mark.isolation("shared")
+@every_fs
+def test_s9_virtio_pmem_has_dax_without_map_sync(guest: Guest, case: Case, fs: str) -> None:
+    """Its data is safe only after a request to the host, and that takes an fsync()."""
+    region = guest.namespace("virtio0").region
+    device = guest.run(f"readlink -f /sys/bus/nd/devices/{region}").stdout.strip()
+    case.prove("the namespace is on virtio-pmem", "/virtio" in device, seen=device)
+    with dax_mount(guest, case, fs, nvdimm="virtio0") as mount:
+        facts = guest.workload(
+            "dax_state", "--path", f"{mount.path}/a", "--create", "64K", "--map"
+        ).facts
+    for key in ("dax", "shared", "shared_data", "validate", "validate_data", "sync"):
+        case.expect(key, facts[key])
+
+
+@pytest.mark.parametrize("name", ["devdax2m", "devdax1g"])
+def test_s10_devdax_without_fs_dax(guest: Guest, case: Case, lab: Lab, name: str) -> None:
+    """Device DAX does not need what file systems need."""
+    options = kconfig.read(lab.kernel)
+    built = has_fs_dax(guest) if options is None else options.get("CONFIG_FS_DAX") == "y"
+    if built:
+        case.skip(
+            "the kernel has DAX for file systems",
+            enable="build one with '# CONFIG_FS_DAX is not set' and CONFIG_DEV_DAX=y "
+            "CONFIG_DEV_DAX_PMEM=y CONFIG_NVDIMM_DAX=y CONFIG_KALLSYMS=y",
+        )
+    case.prove("the kernel has no code of fs/dax.c", not has_fs_dax(guest))
+    space = guest.namespace(name)
+    facts = guest.workload("devdax", "--device", space.device, "--size", str(space.align)).facts
+    case.fact("mmap", facts["map"])
+    if facts["map"] != "OK":
+        # Refused: then for a reason that names the lack, and not with what a bug gives.
+        case.expect("refusal", facts["map"])
+        return
+    for key in ("signal", "map_again", "data"):
+        case.expect(key, facts[key])
 
 
 @pytest.mark.parametrize("place", ["aligned", "misaligned"])
