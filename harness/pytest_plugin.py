@@ -137,7 +137,7 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
     """
     wish = _wish(request.node, request.config)
     if wish.machine is not None:
-        _check_machine(run_state(request.config).lab, wish.machine)
+        check_machine(run_state(request.config).lab, wish.machine)
     following = request.node.stash.get(_NEXT, None)
     then = None
     if following is not None and "guest" in getattr(following, "fixturenames", ()):
@@ -189,7 +189,7 @@ def _echo(item: pytest.Item) -> Callable[[str], None]:
     return echo
 
 
-def _check_machine(lab: Lab, name: str) -> None:
+def check_machine(lab: Lab, name: str) -> None:
     """Skip a test whose own machine the kernel cannot drive: the run's other tests go on."""
     try:
         check_drivers(lab.kernel, lab.find_machine(name))

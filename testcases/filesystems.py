@@ -67,8 +67,8 @@ def has_fs_dax(guest: Guest) -> bool:
 
     One that does not show its symbols (CONFIG_KALLSYMS) is taken for one that has it.
     """
-    symbols = guest.run("grep -wom2 -e dax_iomap_rw -e vfs_read /proc/kallsyms", check=False)
-    return symbols.stdout.split() != ["vfs_read"]
+    symbols = guest.run("grep -wo -e dax_iomap_rw -e vfs_read /proc/kallsyms", check=False)
+    return set(symbols.stdout.split()) != {"vfs_read"}
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from harness import lab
+from harness import lab, paths
 from harness.errors import EXIT_UNTESTABLE, UnfitKernel
 from harness.images.kernel import Kernel
 from harness.images.store import Progress, Store
 from harness.lab import Lab, Options
+from harness.pytest_plugin import check_machine
+from harness.verdict.expectation import NotProven
+from harness.verdict.status import Status
 
 
 def kernel_of(folder: Path, config: str) -> Kernel:
@@ -23,6 +27,17 @@ def test_a_kernel_without_drivers_is_skipped_by_bisect(tmp_path: Path) -> None:
     with pytest.raises(UnfitKernel, match="set CONFIG_BLK_DEV_INITRD=y") as caught:
         lab.check_drivers(kernel_of(tmp_path, ""), machine)
     assert caught.value.exit_code == EXIT_UNTESTABLE
+
+
+def test_a_kernel_is_held_against_the_machine_that_a_test_wants(tmp_path: Path) -> None:
+    required = tomllib.loads((paths.guest_images() / "kernel" / "required.toml").read_text())
+    options = [option for group in ("boot", "nvdimm") for option in required[group]]
+    made = Lab(Options())
+    made.kernel = kernel_of(tmp_path, "".join(f"{option}=y\n" for option in options))
+    with pytest.raises(NotProven, match="machine virtio-pmem needs") as caught:
+        check_machine(made, "virtio-pmem")
+    assert caught.value.status is Status.SKIP  # and the run's other tests go on
+    assert caught.value.hint == "set CONFIG_VIRTIO_PMEM=y in its .config"
 
 
 def test_fetching_a_kernel_says_what_it_does(
