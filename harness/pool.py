@@ -154,8 +154,7 @@ class GuestPool:
                 yield guest
             return
         if wish.power_cycle:
-            with cloned(template, self._new_folder(), own_nvdimms=True) as guest:
-                guest.facts["boot_findings"] = self._boot_findings(template.path)
+            with self._cloned(template, own_nvdimms=True) as guest:
                 self._recipes[guest] = recipe
                 self._refill(then)
                 yield guest
@@ -197,6 +196,19 @@ class GuestPool:
             self._show(folder)
             guest.facts["boot_findings"] = self._boot_findings(folder)
             guest.facts["why_boot"] = why
+            yield guest
+
+    @contextlib.contextmanager
+    def _cloned(self, template: Template, *, own_nvdimms: bool = False) -> Iterator[Guest]:
+        """Run a clone that no warm one can stand in for."""
+        folder = self._new_folder()
+        with contextlib.ExitStack() as stack:
+            try:
+                clone = cloned(template, folder, own_nvdimms=own_nvdimms)
+                guest = stack.enter_context(clone)
+            except HarnessError as error:
+                raise name_logs(error, folder) from None
+            guest.facts["boot_findings"] = self._boot_findings(template.path)
             yield guest
 
     def _template(self, recipe: Recipe) -> Template | str:
@@ -300,12 +312,7 @@ class GuestPool:
             guest = stack.enter_context(self._booted(recipe, template))
             self._recipes.pop(guest)  # its power is not one test's to cut
         else:
-            folder = self._new_folder()
-            try:
-                guest = stack.enter_context(cloned(template, folder))
-            except HarnessError as error:
-                raise name_logs(error, folder) from None
-            guest.facts["boot_findings"] = self._boot_findings(template.path)
+            guest = stack.enter_context(self._cloned(template))
         self._shared[key] = (stack, guest)
         return guest
 

@@ -1,4 +1,4 @@
-"""Guests that are made up, for tests of what is decided about them."""
+"""Guests, templates and a lab that are made up, for the pool to decide about."""
 
 from __future__ import annotations
 
@@ -43,7 +43,11 @@ class MadeUpGuest:
         self.machine = machine
         self.broken: HarnessError | None = None
         self.facts: dict[str, Any] = {}
+        self.nvdimms = {"pmem": Path("of", str(id(self)))}
         self.answers = True
+
+    def cut_power(self) -> None:
+        self.vm.child.gone.set()
 
     def dmesg(self) -> str:
         return ""
@@ -81,7 +85,7 @@ class World:
 
     @contextlib.contextmanager
     def guest(self, how: str, recipe: Any, started: Callable[[Any], None]) -> Iterator[MadeUpGuest]:
-        trouble = self.troubles.pop(0) if how == "clone" and self.troubles else None
+        trouble = self.troubles.pop(0) if how != "boot" and self.troubles else None
         guest = MadeUpGuest(how, recipe.machine.name)
         self.running.add(guest)
         self.started.append(guest)
@@ -104,17 +108,26 @@ class World:
             self.end()
 
     def cloned(
-        self, template: Template, folder: Path, *, started: Callable[[Any], None] = lambda _: None
+        self,
+        template: Template,
+        folder: Path,
+        *,
+        own_nvdimms: bool = False,
+        started: Callable[[Any], None] = lambda _: None,
     ) -> contextlib.AbstractContextManager[MadeUpGuest]:
         (folder / "console.log").write_text("")
-        return self.guest("clone", template.recipe, started)
+        how = "clone with NVDIMMs of its own" if own_nvdimms else "clone"
+        return self.guest(how, template.recipe, started)
 
+    @contextlib.contextmanager
     def booted(
-        self, recipe: Any, folder: Path, *, lasting: bool, nvdimms: object = None
-    ) -> contextlib.AbstractContextManager[MadeUpGuest]:
+        self, recipe: Any, folder: Path, *, lasting: bool, nvdimms: dict[str, Path] | None
+    ) -> Iterator[MadeUpGuest]:
         assert lasting
         assert folder.is_dir()
-        return self.guest("boot", recipe, lambda _: None)
+        with self.guest("boot", recipe, lambda _: None) as guest:
+            guest.nvdimms = nvdimms or guest.nvdimms
+            yield guest
 
     # As a Lab
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from harness import pool as pools
-from harness.errors import GuestLost, ImageError, LaunchError
+from harness.errors import GuestLost, ImageError, LaunchError, UsageError
 from harness.guest.template import Template
 from harness.pool import GuestPool, Wish
 from harness.qemu.snapshot import NotMigratable
@@ -93,9 +93,12 @@ def test_its_error_names_the_folder_of_its_logs(pool: GuestPool, world: World) -
     assert [path.name for path in Path(folder).iterdir()] == ["console.log"]
 
 
-def test_so_does_a_shared_guests(pool: GuestPool, world: World) -> None:
+@pytest.mark.parametrize("wish", [Wish("shared"), Wish(power_cycle=True)])
+def test_so_does_that_of_a_guest_that_no_warm_one_stands_in_for(
+    pool: GuestPool, world: World, wish: Wish
+) -> None:
     world.troubles = [GuestLost("it is gone")]
-    with pytest.raises(GuestLost) as caught, pool.guest(Wish("shared")):
+    with pytest.raises(GuestLost) as caught, pool.guest(wish):
         pass
     assert Path(str(caught.value.hint).removeprefix("its logs are in ")).is_dir()
 
@@ -181,7 +184,14 @@ def test_the_next_clone_is_started_while_a_test_runs(
 
 
 @pytest.mark.parametrize(
-    "then", [None, Wish("boot"), Wish("shared"), Wish(machine="never asked for")]
+    "then",
+    [
+        None,
+        Wish("boot"),
+        Wish("shared"),
+        Wish(power_cycle=True),
+        Wish(machine="never asked for"),
+    ],
 )
 def test_nothing_is_started_that_nobody_will_take(
     pool: GuestPool, world: World, eventually: Eventually, then: Wish | None
@@ -259,6 +269,44 @@ def test_a_shared_guest_is_shared_until_it_breaks(pool: GuestPool, world: World)
     third.vm.child.gone.set()
     assert give() is not third
     assert len(world.running) == 1
+
+
+# Power cycles
+
+
+def test_a_guest_to_be_power_cycled_has_nvdimms_of_its_own(
+    pool: GuestPool, world: World, eventually: Eventually
+) -> None:
+    with pool.guest(Wish(), then=Wish()):
+        eventually(pool.ready)
+        warm = world.started[-1]
+    with pool.guest(Wish(power_cycle=True), then=Wish()) as guest:
+        assert made_up(guest).how == "clone with NVDIMMs of its own"
+        assert ahead(world, guest) == [warm]
+        with pool.power_cycled(guest) as again:
+            assert guest.vm.death() is not None
+            assert made_up(again).how == "boot"
+            assert made_up(again).facts["why_boot"] == "power cycle"
+            assert again.nvdimms == guest.nvdimms
+            with pool.power_cycled(again) as third:
+                assert third.nvdimms == guest.nvdimms
+
+
+@pytest.mark.parametrize("isolation", ["clone", "shared"])
+@pytest.mark.parametrize("migratable", [True, False])
+def test_no_other_guests_power_is_cut(
+    pool: GuestPool, world: World, isolation: str, migratable: bool
+) -> None:
+    if not migratable:
+        world.unmakable["default"] = NotMigratable("a device of the host")
+    with pool.guest(Wish(isolation)) as guest:
+        if isolation == "clone" and not migratable:  # it was booted for this test alone
+            with pool.power_cycled(guest) as again:
+                assert again.nvdimms == guest.nvdimms
+            return
+        with pytest.raises(UsageError, match="do not outlive"), pool.power_cycled(guest):
+            pass
+        assert guest.vm.death() is None
 
 
 # The end

@@ -299,7 +299,7 @@ int main(int argc, char **argv)
 
 	nvh_begin("inner_qemu");
 	signal(SIGPIPE, SIG_IGN);
-	vfio_open(&vfio, device, 2); /* for its facts: what holds the device, and what stands before it */
+	vfio_open(&vfio, device, VFIO_BACKEND_TYPE1V2); /* for its facts: what holds the device, and what stands before it */
 	vfio_close(&vfio);
 	view = source;
 	view.private = false;

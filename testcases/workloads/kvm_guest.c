@@ -289,7 +289,7 @@ static bool dma_open(struct dma *dma, const char *device, const struct mapping *
 	char *bytes = memory->addr;
 	int err;
 
-	vfio_open(&dma->vfio, device, 2);
+	vfio_open(&dma->vfio, device, VFIO_BACKEND_TYPE1V2);
 	edu_open(&dma->edu, &dma->vfio, WINDOW_IOVA);
 	dma->trip = (struct roundtrip){
 		.addr = memory->addr,
