@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from harness.guest import Guest
-from harness.verdict.expectation import Case
+from harness.pool import GuestPool, Wish
+from harness.verdict.expectation import Case, NotProven
+from harness.verdict.status import Status
 from testcases.filesystems import NAMES, dax_mount, page_cache_mount
 from testcases.vfio_steps import (
     aligned,
@@ -19,21 +21,40 @@ from testcases.vfio_steps import (
 )
 
 #: /dev/iommu with the device's own node, and /dev/iommu where a container is expected.
-both = pytest.mark.parametrize("mode", ["iommufd", "compat"])
+MODES = ("iommufd", "compat")
+both = pytest.mark.parametrize("mode", MODES)
 every_fs = pytest.mark.parametrize("fs", NAMES)
+
+
+@pytest.fixture(scope="session")
+def lacking(guests: GuestPool) -> dict[str, str]:
+    """The option that the kernel was built without, for each way that it lacks.
+
+    One guest is asked for all these tests, so that most of the time of a run on a kernel without
+    iommufd does not go into guests that say the same.
+    """
+    with guests.guest(Wish()) as guest:
+        guest.run("modprobe -q iommufd; true")
+        asked = ("--device", guest.vfio("edu").address, "--type")
+        facts = {mode: guest.workload("vfio_map", *asked, mode).facts for mode in MODES}
+    return {mode: str(seen["missing"]) for mode, seen in facts.items() if "missing" in seen}
+
+
+@pytest.fixture(autouse=True)
+def has_iommufd(mode: str, lacking: dict[str, str]) -> None:
+    """Skip a test whose way the kernel lacks."""
+    if mode in lacking:
+        needed = "CONFIG_IOMMUFD=y" + " CONFIG_VFIO_DEVICE_CDEV=y" * (mode == "iommufd")
+        reason = f"the kernel was built without {lacking[mode]}"
+        raise NotProven(reason, status=Status.SKIP, hint=f"set {needed}")
 
 
 def through(
     guest: Guest, case: Case, mode: str, *options: str, program: str = "vfio_map"
 ) -> dict[str, Any]:
-    """Run a VFIO workload through iommufd and return its facts; SKIP where the kernel has none."""
+    """Run a VFIO workload through iommufd and return its facts."""
     guest.run("modprobe -q iommufd; true")
-    seen = observe(guest, case, program, "--type", mode, *options)
-    if "missing" in seen:
-        needed = "CONFIG_IOMMUFD=y"
-        needed += " CONFIG_VFIO_DEVICE_CDEV=y" if mode == "iommufd" else ""
-        case.skip(f"the kernel was built without {seen['missing']}", enable=f"set {needed}")
-    return seen
+    return observe(guest, case, program, "--type", mode, *options)
 
 
 @both
