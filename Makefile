@@ -7,12 +7,14 @@
 VENV ?= .venv
 # What `nvh test` is given: make test ARGS="-k V3 --kernel ~/linux"
 ARGS ?=
+# What `make nightly` runs on
+KERNELS ?= debian:6.1 debian:6.12 debian:sid
 
 bin := $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := test
-.PHONY: help setup workloads test check lint unit guest bench soak clean
+.PHONY: help setup workloads test nightly check lint unit guest bench soak clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -25,6 +27,9 @@ workloads: setup ## build the programs that run in the guest
 
 test: workloads ## boot a guest and judge the kernel: make test ARGS="-k V3 --kernel PATH"
 	@$(bin)/nvh test $(ARGS)
+
+nightly: workloads ## the whole catalogue on many kernels: make nightly KERNELS="debian:6.1 ~/linux"
+	@$(bin)/nvh matrix $(KERNELS:%=--kernel %) $(ARGS)
 
 check: lint unit guest ## all checks of the harness itself
 

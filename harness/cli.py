@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import __version__, ui
-from harness.commands import doctor, guests, inventory, kernels, logs, testing
+from harness.commands import doctor, guests, inventory, kernels, logs, nightly, testing
 from harness.errors import EXIT_INTERRUPTED, HarnessError, HostError
 from harness.pool import ISOLATIONS
 
@@ -62,11 +62,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _absolute(args: argparse.Namespace) -> None:
     """Make paths that were given relative to here good everywhere: in workers, in reports."""
-    kernel, machine = getattr(args, "kernel", None), getattr(args, "machine", "")
-    if kernel and (kernel.startswith(("/", ".", "~")) or Path(kernel).exists()):
-        args.kernel = str(Path(kernel).expanduser().absolute())
-    if machine.endswith(".toml") or "/" in machine:
-        args.machine = str(Path(machine).expanduser().absolute())
+    if getattr(args, "kernel", None):
+        args.kernel = _absolute_kernel(args.kernel)
+    if getattr(args, "machine", None):
+        args.machine = _absolute_machine(args.machine)
+    if getattr(args, "kernels", None):
+        args.kernels = [_absolute_kernel(word) for word in args.kernels]
+    if getattr(args, "machines", None):
+        args.machines = [_absolute_machine(word) for word in args.machines]
+
+
+def _absolute_kernel(word: str) -> str:
+    path = word.startswith(("/", ".", "~")) or Path(word).exists()
+    return str(Path(word).expanduser().absolute()) if path else word
+
+
+def _absolute_machine(word: str) -> str:
+    path = word.endswith(".toml") or "/" in word
+    return str(Path(word).expanduser().absolute()) if path else word
 
 
 def _terminate(*_: object) -> None:
@@ -136,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     _machine(commands)
     _image(commands)
     _kernel(commands)
+    _nightly(commands)
 
     classify = _command(commands, "classify", "find kernel faults in console logs", logs.classify)
     classify.add_argument("files", nargs="+", metavar="FILE", help="a log; - is standard input")
@@ -244,6 +258,43 @@ def _kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         kernel, "check", "say which rows of the catalogue a configuration can run", kernels.check
     )
     fit.add_argument("config", metavar="CONFIG", help="a .config, or a kernel as --kernel takes it")
+
+
+def _nightly(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    matrix = _command(commands, "matrix", "run testcases on many kernels", nightly.matrix)
+    matrix.add_argument(
+        "--kernel",
+        metavar="K",
+        action="append",
+        dest="kernels",
+        help="as nvh test takes it; again for each (default: the distribution's 6.12)",
+    )
+    matrix.add_argument(
+        "--machine",
+        metavar="M",
+        action="append",
+        dest="machines",
+        help="a machine's name or a .toml file; again for each (default: default)",
+    )
+    matrix.add_argument(
+        "--accel", choices=("auto", "kvm", "tcg"), help="kvm: end at once where it is not there"
+    )
+    matrix.add_argument("-k", metavar="EXPR", help="only these tests, as nvh test takes it")
+    matrix.add_argument("--set", metavar="NAME", help="only the rows of a set")
+    matrix.add_argument("-n", metavar="N", help="tests at once: a number, or auto (default)")
+    matrix.add_argument("--results", metavar="DIR", help="where results go (default: results/)")
+    matrix.add_argument(
+        "--shard", metavar="I/N", help="only every N-th combination, from the I-th on"
+    )
+    matrix.add_argument(
+        "--resume", metavar="DIR", help="go on with an interrupted matrix where it was"
+    )
+    matrix.add_argument("--dry-run", action="store_true", help="print the runs and start none")
+
+    compare = _command(commands, "compare", "tell what is new between two results", nightly.compare)
+    compare.add_argument("old", metavar="OLD", help="a results directory, of a run or a matrix")
+    compare.add_argument("new", metavar="NEW", help="the one to judge, such as results/latest")
+    compare.add_argument("--json", action="store_true", help="as one JSON object")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,8 @@ class Lab:
     @cached_property
     def kernel(self) -> Kernel:
         """The kernel under test."""
+        if self.options.accel == "kvm" and not self.options.trusted:
+            accel.require_kvm(self.qemu)  # before anything is fetched
         kernel = resolve(self.options.kernel, self.store, progress=self.say)
         check_drivers(kernel, self.machine)
         return kernel

@@ -62,8 +62,23 @@ def choose(requested: str, *, kernel: Path, digest: str, qemu: str, cache: Path)
     if problem is None:
         return Accel("kvm", "it booted the kernel to its first line")
     if requested == "kvm":
-        raise HostError(f"KVM was asked for but {problem}", hint="use --accel auto or tcg")
+        raise _absent(problem)
     return Accel("tcg", problem)
+
+
+def require_kvm(qemu: str) -> None:
+    """Raise HostError when KVM is not there, or QEMU starts no processor under it.
+
+    It takes no kernel, so a runner that was promised KVM is told before one is fetched.  Whether
+    a kernel runs is for ``choose`` to prove.
+    """
+    problem = _device_problem() or _probe(None, qemu)[0]
+    if problem is not None:
+        raise _absent(problem)
+
+
+def _absent(problem: str) -> HostError:
+    return HostError(f"KVM was asked for but {problem}", hint="use --accel auto or tcg")
 
 
 def _device_problem() -> str | None:
@@ -105,12 +120,17 @@ def _remembered(kernel: Path, digest: str, qemu: str, cache: Path, *, anew: bool
     return problem
 
 
-def _probe(kernel: Path, qemu: str) -> tuple[str | None, bool]:
+def _probe(kernel: Path | None, qemu: str) -> tuple[str | None, bool]:
     """Boot the kernel under KVM; return what is wrong, None when it printed its first line.
+
+    Without a kernel QEMU only has to start.
 
     Also whether that lasts: QEMU's refusal and a kernel's silence do, a QEMU that was killed may
     have met a full host.  HostError when the host lacks what any QEMU needs.
     """
+
+    words = "console=ttyS0 earlyprintk=serial,ttyS0 panic=-1"
+    boot = ["-kernel", str(kernel), "-append", words] if kernel else []
 
     def argv(wiring: Wiring) -> list[str]:
         return [
@@ -122,8 +142,7 @@ def _probe(kernel: Path, qemu: str) -> tuple[str | None, bool]:
             *["-nodefaults", "-no-user-config", "-no-reboot"],
             *["-display", "none"],
             *["-device", "intel-iommu,intremap=on"],
-            *["-kernel", str(kernel)],
-            *["-append", "console=ttyS0 earlyprintk=serial,ttyS0 panic=-1"],
+            *boot,
             *["-chardev", f"socket,id=qmp,fd={wiring.qmp}", "-mon", "chardev=qmp,mode=control"],
             *["-chardev", f"socket,id=console,fd={wiring.console}", "-serial", "chardev:console"],
         ]
@@ -134,6 +153,8 @@ def _probe(kernel: Path, qemu: str) -> tuple[str | None, bool]:
             tempfile.TemporaryDirectory(prefix="nvh-kvm-") as folder,
             vm.launched(argv, folder=Path(folder), grace=0) as probed,
         ):
+            if kernel is None:
+                return None, True
             if probed.console.wait(_LINUX, timeout=FIRST_LINE, check=probed.check):
                 return None, True
     except HostError:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import ParseError
 
 from junitparser import (
     Error,
     Failure,
     JUnitXml,
+    JUnitXmlError,
     Properties,
     Property,
     Skipped,
@@ -51,6 +54,59 @@ def write(
 ) -> Path:
     """Write junit.xml, whole or not at all; called after each test."""
     return write_atomic(path, build(records, properties, started=started))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of several that share a junit.xml."""
+
+    name: str
+    label: str  # what its classes' names begin with
+    file: Path | None  # its own junit.xml
+    properties: Mapping[str, str]
+    problem: str  # why it has no tests, or not all of them; "" of a whole one
+
+
+def merge(parts: Iterable[Part]) -> bytes:
+    """Return the junit.xml of several runs: a suite each, with the names of its classes told apart.
+
+    A run without tests is a test that could not be run: a kernel that did not boot is no pass.
+    """
+    document = JUnitXml()
+    for part in parts:
+        suites, problem = _suites(part)
+        for suite in suites:
+            suite.name = xml_safe(f"{suite.name or _SUITE}: {part.name}", 200)
+            for name, value in part.properties.items():
+                suite.add_property(xml_safe(name, 80), xml_safe(value, 1024))
+            for case in suite:
+                case.classname = f"{xml_safe(part.label, 200)}.{case.classname}"
+        if problem:
+            missed = TestCase("the run itself", classname=xml_safe(part.label, 200), time=0.0)
+            missed.result = [Error(xml_safe(one_line(problem, 500)), Status.MISS.value)]
+            suites[0].add_testcase(missed)
+        for suite in suites:
+            document.add_testsuite(suite)
+    return _render(document)
+
+
+def write_merged(path: Path, parts: Iterable[Part]) -> Path:
+    """Write the junit.xml of several runs, whole or not at all."""
+    return write_atomic(path, merge(parts))
+
+
+def _suites(part: Part) -> tuple[list[TestSuite], str]:
+    """Return a run's suites, at least one, and what is wrong with it."""
+    problem = part.problem
+    if part.file is not None:
+        try:
+            found = JUnitXml.fromfile(str(part.file))
+            suites = [found] if isinstance(found, TestSuite) else list(found)
+            if suites:
+                return suites, problem
+        except (OSError, ParseError, JUnitXmlError) as error:
+            problem = problem or f"{part.file.name} cannot be read: {error}"
+    return [TestSuite(_SUITE)], problem or "it left no junit.xml"
 
 
 def _testcase(record: TestRecord) -> TestCase:

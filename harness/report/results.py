@@ -32,20 +32,10 @@ class ResultsDir:
 
         Two runs of the same second get two directories.  Raises HostError when it cannot be made.
         """
-        stamp = time.strftime("%Y-%m-%d-%H%M%S")
-        with _named(base):
-            base.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            path = base / (stamp if number == 1 else f"{stamp}-{number}")
-            with _named(path):
-                try:
-                    path.mkdir()
-                except FileExistsError:
-                    continue
-                (path / "tests").mkdir()
-            break
-        _point(base / "latest", path.name)
-        return cls(path.absolute())
+        path = make_folder(base)
+        with _named(path):
+            (path / "tests").mkdir()
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> ResultsDir:
@@ -73,6 +63,23 @@ class ResultsDir:
         logging.getLogger().setLevel(logging.DEBUG)
         for noisy in ("paramiko", "invoke", "fabric", "qemu", "asyncio", "filelock"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def make_folder(base: Path, *, prefix: str = "") -> Path:
+    """Make base/[PREFIX]DATE-TIME[-N]/, let base/latest point to it and return its path."""
+    stamp = prefix + time.strftime("%Y-%m-%d-%H%M%S")
+    with _named(base):
+        base.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = base / (stamp if number == 1 else f"{stamp}-{number}")
+        with _named(path):
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+        break
+    _point(base / "latest", path.name)
+    return path.absolute()
 
 
 def write_atomic(path: Path, data: str | bytes) -> Path:

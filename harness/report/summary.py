@@ -1,12 +1,15 @@
-"""summary.json: the run on one page for programs, rewritten after each test."""
+"""summary.json: the run on one page for programs, rewritten after each test, and read again."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.errors import HostError
 from harness.report.record import TestRecord
 from harness.report.results import write_json
 from harness.verdict import status as verdicts
@@ -106,3 +109,79 @@ def _entry(record: TestRecord, options: Sequence[str]) -> dict[str, Any]:
         "folder": record.folder,
         "again": record.again(options),
     }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a summary says of one test."""
+
+    test: str  # pytest's id
+    status: Status
+    row: str = ""
+    title: str = ""
+    known: str = ""
+    seen: str = ""
+    message: str = ""
+    findings: tuple[str, ...] = ()  # the titles of undeclared splats
+    again: str = ""
+
+    @property
+    def word(self) -> str:
+        """The verdict as a person reads it: a known failure is told apart from a new one."""
+        return "KNOWN" if self.known else self.status.value
+
+    @property
+    def name(self) -> str:
+        """The test's function with its parameters."""
+        path, bracket, parameters = self.test.partition("[")
+        return path.rpartition("::")[2] + bracket + parameters
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run as its summary tells it; ``seconds`` and ``exit_code`` are None of a killed one."""
+
+    started: str
+    finished: bool
+    seconds: float | None
+    exit_code: int | None
+    properties: Mapping[str, str]
+    tests: tuple[Entry, ...]
+
+
+def load(file: Path) -> Summary:
+    """Read a summary.json; HostError when it is none."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']!r} is not {FORMAT}")
+        return Summary(
+            started=str(values["started"]),
+            finished=bool(values["finished"]),
+            seconds=None if values["seconds"] is None else float(values["seconds"]),
+            exit_code=None if values["exit_code"] is None else int(values["exit_code"]),
+            properties={key: str(value) for key, value in values["properties"].items()},
+            tests=tuple(_read(entry) for entry in values["tests"]),
+        )
+    except OSError as error:
+        raise HostError(f"{file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HostError(f"{file} is no summary of a run: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _read(values: Mapping[str, Any]) -> Entry:
+    return Entry(
+        test=str(values["test"]),
+        status=Status(values["status"]),
+        row=str(values["id"] or ""),
+        title=str(values["title"]),
+        known=str(values["known"]),
+        seen=str(values["seen"]),
+        message=str(values["message"]),
+        findings=tuple(str(finding["title"]) for finding in values["findings"]),
+        again=str(values["again"]),
+    )

@@ -17,7 +17,8 @@ from harness.report.escape import one_line
 from harness.report.record import TestRecord, boot_findings
 from harness.verdict.status import Status
 
-_STYLES = {
+#: The words of a verdict as a person reads them, and their colours.
+STYLES = {
     "PASS": "green",
     "FAIL": "bold red",
     "KNOWN": "yellow",
@@ -141,7 +142,7 @@ def footer(
 
 def _totals(records: Sequence[TestRecord]) -> dict[str, int]:
     found = Counter(record.word for record in records)
-    return {word: found[word] for word in _STYLES if found[word]}
+    return {word: found[word] for word in STYLES if found[word]}
 
 
 def _show_table(lines: Sequence[Line], console: Console) -> None:
@@ -156,7 +157,7 @@ def _show_table(lines: Sequence[Line], console: Console) -> None:
         table.add_row(
             Text(line.row),
             Text(line.what),
-            Text(line.word, style=_STYLES[line.word]),
+            Text(line.word, style=STYLES[line.word]),
             Text(f"{line.seconds:.1f}"),
             Text(line.seen),
         )
