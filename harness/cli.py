@@ -23,6 +23,8 @@ examples:
   nvh test -k V3 --kernel ~/linux            one row of the catalogue on a kernel you built
   nvh run --kernel debian:6.1 -- uname -a    a command in a fresh guest
   nvh shell --machine my-machine.toml        a shell in a fresh guest
+  nvh matrix --kernel debian:6.1 --kernel ~/linux        a night on two kernels
+  nvh compare OLD results/latest             what is new since an older night
 
 exit codes: 0 all passed, 1 a test failed, 2 usage, 125 the harness or the host could not test
 (git bisect run skips it), 130 interrupted.

@@ -1,7 +1,8 @@
 """A matrix of runs: every kernel on every machine, one after the other, each a process of its own.
 
 What is done is kept in matrix.json after each step, so a matrix that was interrupted or killed goes
-on where it was.  A kernel that fails or does not boot does not keep the next one from being tested.
+on where it was; what has no verdict is begun again.  A kernel that fails or does not boot does not
+keep the next one from being tested.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def carry_out(matrix: Matrix, folder: Path, *, argv_of: ArgvOf) -> Matrix:
     """
     matrix = _kept(matrix, folder)
     for index, one in enumerate(matrix.combinations):
-        if one.state is State.DONE:
+        if not is_to_do(one):
             continue
         print(f"=== {one} ({index + 1} of {len(matrix.combinations)})", flush=True)
         matrix = _kept(
@@ -141,6 +142,14 @@ def carry_out(matrix: Matrix, folder: Path, *, argv_of: ArgvOf) -> Matrix:
             return _kept(matrix, folder, EXIT_INTERRUPTED)
         matrix = _kept(matrix, folder)
     return _kept(matrix, folder, verdict(matrix))
+
+
+def is_to_do(one: Combination) -> bool:
+    """Whether a matrix that goes on begins a combination: it never came to a verdict.
+
+    A kernel that could not be fetched last night may be there now.
+    """
+    return one.state is not State.DONE or one.untested
 
 
 def verdict(matrix: Matrix) -> int:
@@ -226,7 +235,7 @@ def _outcome(folder: Path, one: Combination, status: int) -> dict[str, object]:
     if seen is None:
         # Without a summary nothing was judged, whatever the status says.
         code = EXIT_UNTESTABLE if status in (EXIT_OK, EXIT_FAILED) else status
-        return found | {"exit_code": code, "why": said}
+        return found | {"exit_code": code, "results": "", "why": said}
     if not seen.finished:
         return found | {"state": State.INTERRUPTED, "why": f"it was cut short: {said}"}
     return found

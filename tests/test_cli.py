@@ -93,6 +93,10 @@ COMMANDS = [
     "kernel",
     "kernel list",
     "kernel show",
+    "kernel build",
+    "kernel check",
+    "matrix",
+    "compare",
     "classify",
 ]
 

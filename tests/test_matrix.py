@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fake_nvh
 import pytest
 
 from harness import matrix, paths
+from harness.cli import main
 from harness.errors import HostError, UsageError
 from harness.qemu import accel
 from harness.report import matrix as kept
@@ -24,8 +23,13 @@ from harness.report import matrix_table
 from harness.report.matrix import State
 from harness.report.summary import Entry, Summary
 from harness.verdict.status import Status
+from tests import fake_nvh
 
 FAKE = Path(fake_nvh.__file__)
+
+
+#: Seconds after which a matrix of stand-ins hangs, on a host that has much else to do.
+LONG = 300
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Host:
     """Where matrices run, and what was started there."""
 
     folder: Path
+    capfd: pytest.CaptureFixture[str]
 
     @property
     def starts(self) -> list[str]:
@@ -49,11 +54,10 @@ class Host:
         return {one["kernel"]: one["state"] for one in found}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start nvh matrix as a process, to be interrupted or killed."""
         return subprocess.Popen(
             [sys.executable, str(FAKE), "matrix", *words],
             cwd=self.folder,
-            env=os.environ
-            | {"FAKE_NVH_LOG": str(self.folder / "starts"), "PYTHONPATH": str(paths.source_tree())},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -61,20 +65,30 @@ class Host:
         )
 
     def run(self, *words: str) -> tuple[int, str, str]:
-        child = self.start("--results", "results", *words)
-        out, err = child.communicate(timeout=60)
-        assert "Traceback" not in out + err
-        return child.returncode, out, err
+        return self._nvh("--results", "results", *words)
 
     def resume(self, folder: str = "results/latest", *words: str) -> tuple[int, str, str]:
-        child = self.start("--resume", folder, *words)
-        out, err = child.communicate(timeout=60)
-        return child.returncode, out, err
+        return self._nvh("--resume", folder, *words)
+
+    def _nvh(self, *words: str) -> tuple[int, str, str]:
+        self.capfd.readouterr()
+        code = main(["matrix", *words])
+        out, err = self.capfd.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
+def host(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Host]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAKE_NVH_LOG", str(tmp_path / "starts"))
+    monkeypatch.setenv("PYTHONPATH", str(paths.source_tree()))
+    monkeypatch.setattr(matrix, "testing_argv", fake_nvh.argv_of)
+    before = signal.getsignal(signal.SIGTERM)
+    yield Host(tmp_path, capfd)
+    signal.signal(signal.SIGTERM, before)
 
 
 def kernels(*names: str) -> list[str]:
@@ -149,6 +163,7 @@ def test_all_pass(host: Host) -> None:
     ("names", "code"),
     [
         (["FAIL", "PASS"], 1),
+        (["PASS", "PASS,KNOWN"], 0),
         (["none", "FAIL", "PASS"], 1),
         (["none", "PASS"], 125),
         (["MISS", "PASS"], 125),
@@ -175,7 +190,7 @@ def test_the_exit_code_is_the_worst_and_the_rest_goes_on(
 
 def test_what_could_not_be_tested_is_told_why(host: Host) -> None:
     _, out, _ = host.run(*kernels("none", "killed", "cut"))
-    assert "none on default: could not be tested: the guest's kernel panicked: no init" in out
+    assert "none on default: MISS, not tested: the guest's kernel panicked: no init" in out
     assert "killed on default: interrupted, not done: it was killed by signal 9" in out
     assert "cut on default: interrupted, not done: it was cut short: disk full" in out
 
@@ -185,7 +200,7 @@ def test_machines_are_multiplied_with_kernels(host: Host) -> None:
     _, out, _ = host.run(*kernels("PASS"), "--machine", "default", "--machine", "mine.toml")
     assert host.starts == ["PASS", "PASS"]
     assert f"PASS {host.folder}/mine.toml" in (host.folder / "starts").read_text()
-    assert "PASS default  PASS mine" in out
+    assert "    PASS     PASS\nid  default  mine\nV1  PASS     PASS\n" in out
 
 
 def test_a_shard_runs_its_own(host: Host) -> None:
@@ -217,8 +232,6 @@ def test_a_wrong_selection_is_told_before_anything_is_written(host: Host) -> Non
 def test_kvm_that_is_not_there_ends_it_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from harness.cli import main  # noqa: PLC0415
-
     def missing() -> str:
         return "there is no /dev/kvm"
 
@@ -245,13 +258,13 @@ def test_kvm_that_starts_no_processor_is_none(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_is_passed_on_and_the_matrix_goes_on_later(
-    host: Host, number: signal.Signals, eventually: Callable[[Callable[[], object]], None]
+    host: Host, number: signal.Signals, eventually: Callable[..., None]
 ) -> None:
     child = host.start("--results", "results", *kernels("FAIL", "slow,PASS", "none", "PASS"))
-    eventually(lambda: host.starts == ["FAIL", "slow,PASS"])
-    eventually(lambda: list(host.latest.glob("slow*/*/summary.json")))
+    eventually(lambda: host.starts == ["FAIL", "slow,PASS"], seconds=LONG)
+    eventually(lambda: list(host.latest.glob("slow*/*/summary.json")), seconds=LONG)
     child.send_signal(number)
-    out, _ = child.communicate(timeout=60)
+    out, _ = child.communicate(timeout=LONG)
     assert child.returncode == 130
     assert "nvh: interrupted" in out  # the run was asked to end, and had the time to
     assert host.states == {
@@ -261,25 +274,27 @@ def test_an_interruption_is_passed_on_and_the_matrix_goes_on_later(
         "PASS": "waiting",
     }
     assert "none on default: not run yet" in out
+    assert f"go on with: nvh matrix --resume {host.latest.relative_to(host.folder)}\n" in out
 
     (host.folder / "hurry").touch()
     code, out, _ = host.resume()
     assert code == 1  # of the run that was done before
-    assert host.starts == ["FAIL", "slow,PASS", "slow,PASS", "none", "PASS"]
+    begun = ["FAIL", "slow,PASS", "slow,PASS", "none", "PASS"]
+    assert host.starts == begun
     assert set(host.states.values()) == {"done"}
     assert host.resume()[0] == 1
-    assert len(host.starts) == 5  # there is nothing left
+    assert host.starts == [*begun, "none"]  # what has a verdict is not run again
 
 
 def test_a_matrix_that_was_killed_goes_on_and_leaves_no_run(
-    host: Host, eventually: Callable[[Callable[[], object]], None]
+    host: Host, eventually: Callable[..., None]
 ) -> None:
     child = host.start("--results", "results", *kernels("PASS", "slow,PASS"))
-    eventually(lambda: host.starts == ["PASS", "slow,PASS"])
+    eventually(lambda: host.starts == ["PASS", "slow,PASS"], seconds=LONG)
     run = child_of(child.pid)
     child.kill()
-    child.communicate(timeout=60)
-    eventually(lambda: not Path(f"/proc/{run}").exists() or zombie(run))
+    child.communicate(timeout=LONG)
+    eventually(lambda: zombie(run), seconds=LONG)
     assert host.states == {"PASS": "done", "slow,PASS": "running"}
     (host.folder / "hurry").touch()
     assert host.resume()[0] == 0
@@ -307,7 +322,7 @@ def test_runs_that_were_killed_or_cut_short_are_done_again(host: Host) -> None:
         "none": "done",
     }
     host.resume()
-    assert host.starts == ["killed", "PASS", "cut", "none", "killed", "cut"]
+    assert host.starts == ["killed", "PASS", "cut", "none", "killed", "cut", "none"]
 
 
 def test_a_resumed_matrix_keeps_its_options(host: Host) -> None:
@@ -431,13 +446,33 @@ def test_the_table_says_the_worst_of_a_row() -> None:
     other = summary_with(entry("V10", Status.SKIP), entry("", Status.MISS, "odd"))
     rows = matrix_table.rows_of([one, None, other])
     assert [row.id for row in rows] == ["L1", "V2", "V10", "test_odd"]
-    assert matrix_table.plain_lines(rows, ["6.1", "6.12", "sid"]) == [
+    assert list(map(str, matrix_table.lines_of(rows, ["6.1", "6.12", "sid"]))) == [
         "id        6.1       6.12  sid",
         "L1        PASS 2    -     -     row L1",
         "V2        FAIL 1/3  -     -     row V2",
         "V10       PASS      -     SKIP  row V10",
         "test_odd  -         -     MISS  row",
     ]
+
+
+def test_a_kernel_that_could_not_be_tested_passed_no_row(host: Host) -> None:
+    _, out, _ = host.run(*kernels("PASS,PASS", "none", "FAIL"))
+    assert "\nid  PASS-PASS  none  FAIL\nV1  PASS       MISS  FAIL\nV2  PASS       MISS  -\n" in out
+    assert "3 combinations: 1 passed, 1 could not be tested, 1 failed; results in" in out
+
+
+def test_a_narrow_terminal_gets_several_tables() -> None:
+    kernels = [f"6.{number}" for number in range(5)]
+    rows = matrix_table.rows_of([summary_with(entry("V1", Status.PASS))] * 5)
+    lines = [str(line) for line in matrix_table.lines_of(rows, kernels, width=40)]
+    assert lines == [
+        "id  6.0   6.1   6.2   6.3",
+        "V1  PASS  PASS  PASS  PASS  row V1",
+        "id  6.4",
+        "V1  PASS  row V1",
+    ]
+    assert len(matrix_table.lines_of(rows, kernels, width=80)) == 2
+    assert len(matrix_table.lines_of(rows, kernels, width=10)) == 10  # one at least
 
 
 def test_a_failure_is_shown_with_the_way_back(host: Host) -> None:

@@ -15,7 +15,7 @@ from harness.qemu import accel
 from harness.report import compare as comparison
 from harness.report import matrix as kept
 from harness.report import matrix_table
-from harness.report.matrix import Matrix, State
+from harness.report.matrix import Matrix
 from harness.report.results import make_folder
 
 #: What a matrix hands on to each nvh test, and which a resumed one has in its matrix.json.
@@ -39,8 +39,9 @@ def matrix(args: argparse.Namespace) -> int:
     with runs.owned(folder):
         if args.resume:
             found = kept.load(folder)  # as whoever held it before has left it
-        waiting = sum(one.state is not State.DONE for one in found.combinations)
-        print(f"{waiting} runs to do; results in {folder}", flush=True)
+        waiting = sum(map(runs.is_to_do, found.combinations))
+        runs_to_do = "1 run" if waiting == 1 else f"{waiting} runs"
+        print(f"{runs_to_do} to do; results in {folder}", flush=True)
         found = runs.carry_out(found, folder, argv_of=runs.testing_argv)
     matrix_table.show(found, folder)
     assert found.exit_code is not None
@@ -80,7 +81,7 @@ def _resumed(args: argparse.Namespace) -> Matrix:
 def _dry_run(found: Matrix, args: argparse.Namespace) -> int:
     folder = Path(args.resume).resolve() if args.resume else _base(args) / "matrix-DRY-RUN"
     for one in found.combinations:
-        if one.state is not State.DONE:
+        if runs.is_to_do(one):
             print(shell_line(runs.testing_argv(found.options, one, folder)))
     return EXIT_OK
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Results:
     unfinished: str  # why there may be tests missing; "" of a whole one
     tests: Mapping[tuple[str, str], Entry]  # by (combination, test); "" of a run
     is_matrix: bool = False
+    kernels: Mapping[str, str] = field(default_factory=dict)  # a combination's kernel release
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def _of_matrix(path: Path, folder: Path) -> Results:
     found = matrix.load(folder)
     tests: dict[tuple[str, str], Entry] = {}
     unfinished = []
+    kernels = {}
     for one in found.combinations:
         where = str(one)
         run = matrix.summary_of(folder, one)
@@ -127,13 +129,15 @@ def _of_matrix(path: Path, folder: Path) -> Results:
             status=Status.PASS if whole else Status.MISS,
             message="" if whole else one.why or one.state.value,
         )
+        if run is not None and "kernel" in run.properties:
+            kernels[where] = run.properties["kernel"]
         if one.state is not matrix.State.DONE:
             unfinished.append(f"{where} is {one.state.value}")
         elif run is not None and not run.finished:
             unfinished.append(f"{where} was cut short")
         tests.update({(where, test.test): test for test in run.tests} if run else {})
     about = f"matrix of {'; '.join(str(one) for one in found.combinations)}"
-    return Results(path, about, "; ".join(unfinished), tests, is_matrix=True)
+    return Results(path, about, "; ".join(unfinished), tests, is_matrix=True, kernels=kernels)
 
 
 def _about(run: Summary) -> str:
@@ -216,6 +220,15 @@ def _symptom(entry: Entry) -> tuple[str, ...]:
     return tuple(_VOLATILE.sub("N", text) for text in (entry.message, *sorted(entry.findings)))
 
 
+def other_kernels(old: Results, new: Results) -> dict[str, tuple[str, str]]:
+    """Return the combinations whose selector stands for another kernel now: from which to which."""
+    return {
+        where: (old.kernels[where], release)
+        for where, release in new.kernels.items()
+        if where in old.kernels and old.kernels[where] != release
+    }
+
+
 def exit_code(found: Iterable[Difference]) -> int:
     """Return 1 when something fails newly or is missing."""
     worse = any(one.change in (Change.NEW_FAILURE, Change.MISSING) for one in found)
@@ -235,6 +248,10 @@ def as_dict(old: Results, new: Results, found: list[Difference]) -> dict[str, An
             }
             for name, side in (("old", old), ("new", new))
         },
+        "kernels": {
+            where: {"old": before, "new": now}
+            for where, (before, now) in other_kernels(old, new).items()
+        },
         "exit_code": exit_code(found),
         "counts": {change.value: counted[change] for change in Change},
         "tests": [one.as_dict() for one in found if one.change is not Change.SAME],
@@ -248,6 +265,9 @@ def lines(old: Results, new: Results, found: list[Difference]) -> list[str]:
         shown.append(f"{name}: {side.path} ({one_line(side.about, 300)})")
         if side.unfinished:
             shown.append(f"     unfinished: {one_line(side.unfinished, 300)}")
+    for where, kernels in other_kernels(old, new).items():
+        before, now = (one_line(kernel, 80) for kernel in kernels)
+        shown.append(f"another kernel: {one_line(where, 120)}: {before} -> {now}")
     told = [one for one in found if one.change is not Change.SAME]
     names = [_named(one) for one in told]
     width = max((len(name) for name in names), default=0)

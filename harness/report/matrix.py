@@ -45,6 +45,11 @@ class Combination:
         return f"{self.kernel} on {self.machine}"
 
     @property
+    def untested(self) -> bool:
+        """Whether it ended without a single verdict: no such kernel, or one that does not boot."""
+        return self.state is State.DONE and not self.results
+
+    @property
     def label(self) -> str:
         """Kernel and machine as part of a JUnit class name, in which a dot separates."""
         return self.folder.replace(".", "_").replace(",", ".")

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from harness.errors import EXIT_FAILED, EXIT_OK
+from harness.process import shell_line
 from harness.report.escape import one_line
 from harness.report.matrix import Combination, Matrix, State, summary_of
 from harness.report.summary import Entry, Summary
 from harness.report.table import STYLES
+from harness.verdict.status import Status
 
 #: From the worst on: what a cell says of several tests.
 _WORST = ("FAIL", "ERROR", "MISS", "KNOWN", "SKIP", "DONE", "PASS")
 _ABSENT = "-"
+#: How much of a row's title is shown at least, before a table is divided.
+_TITLE = 12
+_ID = 60
+_GAP = 2
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,11 @@ class Row:
     cells: tuple[Cell | None, ...]
 
 
-def rows_of(runs: Sequence[Summary | None]) -> list[Row]:
-    """Return the rows of several runs in the catalogue's order."""
+def rows_of(runs: Sequence[Summary | None], untested: Collection[int] = ()) -> list[Row]:
+    """Return the rows of several runs in the catalogue's order.
+
+    In the columns ``untested`` every row is a miss: a kernel that did not boot passed none of them.
+    """
     found: dict[str, list[list[Entry]]] = {}
     titles: dict[str, str] = {}
     for index, run in enumerate(runs):
@@ -57,7 +67,14 @@ def rows_of(runs: Sequence[Summary | None]) -> list[Row]:
             found.setdefault(name, [[] for _ in runs])[index].append(entry)
             titles.setdefault(name, entry.title)
     return [
-        Row(name, titles[name], tuple(_cell(tests) for tests in found[name]))
+        Row(
+            name,
+            titles[name],
+            tuple(
+                Cell(Status.MISS.value, 1, 1) if column in untested else _cell(tests)
+                for column, tests in enumerate(found[name])
+            ),
+        )
         for name in sorted(found, key=_place)
     ]
 
@@ -78,63 +95,113 @@ def show(matrix: Matrix, folder: Path, *, file: TextIO | None = None) -> None:
     """Print the table, then a line for each combination and what did not pass in it."""
     out = file or sys.stdout
     runs = [summary_of(folder, one) for one in matrix.combinations]
-    rows = rows_of(runs)
+    untested = [index for index, one in enumerate(matrix.combinations) if one.untested]
+    rows = rows_of(runs, untested)
     heads = _heads(matrix.combinations)
     print(file=out)
-    if out.isatty():
-        _show_table(rows, heads, Console(file=out, highlight=False))
-    else:
-        for line in plain_lines(rows, heads):
-            print(line, file=out)
+    console = Console(file=out, highlight=False, soft_wrap=True)
+    for shown in lines_of(rows, heads, width=console.width if out.isatty() else 0):
+        console.print(shown)
     print(file=out)
     for one, run in zip(matrix.combinations, runs, strict=True):
         for line in _about(one, run, folder):
             print(line, file=out)
-    print(f"\nresults in {_shown(folder)}", file=out, flush=True)
+    print(f"\n{_totals(matrix)}; results in {_shown(folder)}", file=out, flush=True)
+    if not matrix.finished:
+        go_on = shell_line(["nvh", "matrix", "--resume", _shown(folder)])
+        print(f"go on with: {go_on}", file=out, flush=True)
+
+
+def _totals(matrix: Matrix) -> str:
+    """Return how many combinations ended how."""
+    words = {EXIT_OK: "passed", EXIT_FAILED: "failed"}
+    counted = Counter(
+        words.get(one.exit_code or EXIT_OK, "could not be tested")
+        if one.state is State.DONE
+        else "not done"
+        for one in matrix.combinations
+    )
+    many = len(matrix.combinations)
+    return f"{'1 combination' if many == 1 else f'{many} combinations'}: " + ", ".join(
+        f"{count} {word}" for word, count in counted.items()
+    )
 
 
 def _heads(combinations: Sequence[Combination]) -> list[str]:
-    """Return the columns' names: the machine only where there are several."""
+    """Return the columns' names, short, the machine on a line below where there are several."""
     several = len({one.machine for one in combinations}) > 1
     names = [one.folder.partition(",") for one in combinations]
-    return [f"{kernel} {machine}" if several else kernel for kernel, _, machine in names]
+    kernels = {kernel: kernel.removeprefix("debian-") for kernel, _, _ in names}
+    if len(set(kernels.values())) < len(kernels):  # debian:6.1 and a tree called 6.1
+        kernels = {kernel: kernel for kernel in kernels}
+    return [
+        f"{kernels[kernel]}\n{machine}" if several else kernels[kernel]
+        for kernel, _, machine in names
+    ]
 
 
-def plain_lines(rows: Sequence[Row], heads: Sequence[str]) -> list[str]:
-    """Return the table's lines in columns, the titles last: they need the most room."""
+def lines_of(rows: Sequence[Row], heads: Sequence[str], *, width: int = 0) -> list[Text]:
+    """Return the table's lines, the titles last: they need the most room.
+
+    Where that is too wide for ``width``, tables of some of the columns follow each other; 0 is any.
+    """
     if not rows:
         return []
-    lines = [["id", *heads, ""]]
-    lines += [
-        [one_line(row.id, 60), *(str(cell or _ABSENT) for cell in row.cells), row.title]
-        for row in rows
+    first = max(len("id"), *(len(one_line(row.id, _ID)) for row in rows)) + _GAP
+    widths = [
+        max(map(len, [*head.splitlines(), *(_word(row, column) for row in rows)])) + _GAP
+        for column, head in enumerate(heads)
     ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads) + 1)]
-    return [
-        "  ".join(
-            [*(f"{word:<{width}}" for word, width in zip(line, widths, strict=False)), title]
-        ).rstrip()
-        for line in lines
-        for title in [one_line(line[-1], 70)]
-    ]
+    found = []
+    for columns in _fitting(widths, width - first - _TITLE if width else sum(widths)):
+        taken = [first, *(widths[column] for column in columns)]
+        found += [_line(words, taken) for words in _headings([heads[one] for one in columns])]
+        for row in rows:
+            # Text, never str: what a run wrote is no markup.
+            cells = [Text(one_line(row.id, _ID)), *(_styled(row, column) for column in columns)]
+            title = one_line(row.title, max(_TITLE, width - sum(taken)) if width else 70)
+            found.append(_line([*cells, Text(title)], taken))
+    return found
 
 
-def _show_table(rows: Sequence[Row], heads: Sequence[str], console: Console) -> None:
-    if not rows:
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("id", overflow="fold")
-    for head in heads:
-        table.add_column(Text(head), overflow="fold")
-    table.add_column("row", no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        # Text, never str: what a run wrote is no markup.
-        cells = [
-            Text(str(cell), style=STYLES[cell.word]) if cell else Text(_ABSENT)
-            for cell in row.cells
-        ]
-        table.add_row(Text(one_line(row.id, 60)), *cells, Text(one_line(row.title, 70)))
-    console.print(table)
+def _word(row: Row, column: int) -> str:
+    return str(row.cells[column] or _ABSENT)
+
+
+def _styled(row: Row, column: int) -> Text:
+    cell = row.cells[column]
+    return Text(_word(row, column), style=STYLES[cell.word] if cell else "")
+
+
+def _headings(heads: Sequence[str]) -> list[list[Text]]:
+    lines = [
+        ["", *words] for words in itertools.zip_longest(*map(str.splitlines, heads), fillvalue="")
+    ]
+    lines[-1][0] = "id"
+    return [[Text(word, style="bold") for word in line] for line in lines]
+
+
+def _line(words: Sequence[Text], widths: Sequence[int]) -> Text:
+    line = Text()
+    for word, width in itertools.zip_longest(words, widths, fillvalue=0):
+        if isinstance(word, Text):
+            line.append_text(word)
+            line.append(" " * (width - len(word)))
+    line.rstrip()
+    return line
+
+
+def _fitting(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Return the columns in groups that are no wider than ``room``, at least one in each."""
+    groups: list[list[int]] = []
+    left = 0
+    for column, width in enumerate(widths):
+        if not groups or width > left:
+            groups.append([])
+            left = room
+        groups[-1].append(column)
+        left -= width
+    return groups
 
 
 def _about(one: Combination, run: Summary | None, folder: Path) -> list[str]:
@@ -152,7 +219,7 @@ def _about(one: Combination, run: Summary | None, folder: Path) -> list[str]:
             f"{_shown(folder / one.results)}"
         )
     if one.why or one.state is not State.DONE:
-        how = "could not be tested" if one.state is State.DONE else f"{one.state.value}, not done"
+        how = "MISS, not tested" if one.state is State.DONE else f"{one.state.value}, not done"
         lines.append(f"{one}: {how}: {one.why or 'its owner was killed'}")
     for entry in run.tests if run else ():
         if entry.word in ("FAIL", "ERROR", "MISS"):
