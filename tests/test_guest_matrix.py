@@ -21,7 +21,7 @@ SECOND = """
 [machine]
 cpus = 1
 memory = "1G"
-iommu = "none"
+iommu = "intel"
 
 [[nvdimm]]
 name = "devdax2m"
@@ -31,6 +31,12 @@ label = "2M"
 mode = "devdax"
 align = "2M"
 map = "mem"
+
+[[pci]]
+name = "edu"
+device = "edu"
+id = "1234:11e8"
+vfio = true
 """
 
 

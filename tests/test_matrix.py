@@ -56,7 +56,8 @@ class Host:
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start nvh matrix as a process, to be interrupted or killed."""
         return subprocess.Popen(
-            [sys.executable, str(FAKE), "matrix", *words],
+            # A shell without job control lets what it starts with & ignore Ctrl-C.
+            ["env", "--default-signal=INT", sys.executable, str(FAKE), "matrix", *words],
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
