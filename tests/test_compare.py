@@ -33,9 +33,11 @@ def record(word: str, name: str = "test_v3_x[ext4]", **extra: Any) -> TestRecord
     )
 
 
-def written(folder: Path, *records: TestRecord, finished: bool = True) -> Path:
+def written(
+    folder: Path, *records: TestRecord, finished: bool = True, kernel: str = "6.12.1"
+) -> Path:
     folder.mkdir(parents=True)
-    properties = {"kernel": "6.12.1", "machine": "default", "accel": "tcg"}
+    properties = {"kernel": kernel, "machine": "default", "accel": "tcg"}
     code = summary.verdict(records) if finished else None
     file = folder / "summary.json"
     summary.write(file, records, properties, exit_code=code, finished=finished)
@@ -223,14 +225,16 @@ def test_two_empty_runs_are_no_comparison(tmp_path: Path) -> None:
 # Matrices
 
 
-def a_matrix(folder: Path, **kernels: tuple[TestRecord, ...] | str) -> Path:
+def a_matrix(
+    folder: Path, release: str = "6.12.1", **kernels: tuple[TestRecord, ...] | str
+) -> Path:
     """Write a matrix: the records of each kernel, or why it could not be tested."""
     combinations = []
     for kernel, found in kernels.items():
         if isinstance(found, str):
             one = Combination(kernel, "default", kernel, State.DONE, 125, 1.0, why=found)
         else:
-            written(folder / kernel / "run", *found)
+            written(folder / kernel / "run", *found, kernel=release)
             one = Combination(kernel, "default", kernel, State.DONE, 0, 1.0, f"{kernel}/run")
         combinations.append(one)
     folder.mkdir(exist_ok=True)
@@ -260,6 +264,19 @@ def test_a_kernel_that_no_longer_boots_is_a_failure_and_its_tests_are_missing(
     assert "1 new failure, 1 gone missing" in out
     assert said(capsys, str(new), str(new))[0] == 0  # still failing
     assert said(capsys, str(new), str(old))[0] == 0  # fixed
+
+
+def test_a_selector_that_stands_for_another_kernel_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = a_matrix(tmp_path / "old", "7.1.9", sid=(record("PASS"),))
+    new = a_matrix(tmp_path / "new", "7.2.1", sid=(record("PASS"),))
+    assert (
+        "\nanother kernel: sid on default: 7.1.9 -> 7.2.1\n" in said(capsys, str(old), str(new))[1]
+    )
+    found = json.loads(said(capsys, "--json", str(old), str(new))[1])
+    assert found["kernels"] == {"sid on default": {"old": "7.1.9", "new": "7.2.1"}}
+    assert "another kernel" not in said(capsys, str(new), str(new))[1]
 
 
 def test_a_matrix_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

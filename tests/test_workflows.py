@@ -130,6 +130,19 @@ def test_caches_are_keyed_by_content_and_evidence_is_kept_on_gitlab() -> None:
     assert all((ROOT / file).is_file() for file in images["key"]["files"])
 
 
+def test_make_nightly_tests_the_kernels_that_it_is_given() -> None:
+    done = subprocess.run(
+        ["make", "-n", "nightly", "KERNELS=debian:6.1 /a/linux", "ARGS=-k V1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    last = done.stdout.splitlines()[-1]
+    assert last.endswith("nvh matrix --kernel debian:6.1 --kernel /a/linux -k V1")
+
+
 # .ci/nightly, with a stand-in for nvh
 
 
