@@ -23,7 +23,7 @@ from harness.images.kernel import Kernel, resolve
 from harness.images.store import Store
 from harness.qemu import accel
 from harness.qemu.accel import Accel
-from harness.spec import Machine, find_machine
+from harness.spec import Machine, load_machine, machine_file
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class Options:
     machine: str = "default"
     #: Images were verified by whoever started this process.
     trusted: bool = False
+    #: Another directory of workload binaries than the Makefile's.
+    workloads: Path | None = None
 
 
 def groups_of(machine: Machine) -> tuple[str, ...]:
@@ -83,7 +85,11 @@ class Lab:
 
     def find_machine(self, selector: str) -> Machine:
         """Return a machine by name or file."""
-        return find_machine(selector, folder=paths.source_tree() / "guest-images" / "machines")
+        return load_machine(self.machine_file(selector))
+
+    def machine_file(self, selector: str) -> Path:
+        """Return the file that describes a machine."""
+        return machine_file(selector, folder=paths.source_tree() / "guest-images" / "machines")
 
     @cached_property
     def kernel(self) -> Kernel:
@@ -132,8 +138,8 @@ class Lab:
 
     @property
     def workloads(self) -> Path:
-        """Where the Makefile puts the workloads' binaries."""
-        return paths.source_tree() / "testcases" / "workloads" / "build"
+        """Where the workloads' binaries are: where the Makefile puts them, or as was asked for."""
+        return self.options.workloads or paths.source_tree() / "testcases" / "workloads" / "build"
 
     def recipe(self, machine: Machine | None = None, *, append: tuple[str, ...] = ()) -> Recipe:
         """Return all that a boot depends on."""

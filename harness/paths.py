@@ -20,6 +20,12 @@ def guest_images() -> Path:
     return source_tree() / "guest-images"
 
 
+def reports() -> Path:
+    """Return where reports and reproducers lie: ``$NVH_REPORTS``, else in the checkout."""
+    chosen = os.environ.get("NVH_REPORTS")
+    return Path(chosen).absolute() if chosen else source_tree() / "testcases" / "reports"
+
+
 def cache_dir() -> Path:
     """Return the cache: ``$NVH_CACHE``, else the user's cache directory; created for us alone.
 

@@ -31,8 +31,9 @@ from harness.pool import ISOLATIONS, GuestPool, Wish, guest_pool
 from harness.report.escape import printable
 from harness.report.record import TestRecord
 from harness.report.results import ResultsDir, append, write_atomic, write_json
+from harness.run_bundles import about
 from harness.run_reporter import RECORD, UNWRITTEN, Reporter
-from harness.run_state import RunState, run_state, worker_id
+from harness.run_state import RunState, end_bundle, run_state, worker_id
 from harness.verdict.expectation import Case, Catalogue, Mismatch, NotProven, row_id
 from harness.verdict.status import Status
 
@@ -76,6 +77,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--nvh-trusted", action="store_true", help="images have just been verified")
     group.addoption("--nvh-results", metavar="DIR", help="an existing results directory")
+    group.addoption("--nvh-workloads", metavar="DIR", help="other binaries than make workloads'")
+    group.addoption("--nvh-with-kernel", action="store_true", help="bundles hold the kernel")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -146,6 +149,7 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
         observer = Observer(given, request.node.nodeid)
         request.node.stash[_OBSERVER] = observer
         given.note = _echo(request.node)
+        given.begun = _commands(request.node)
         observer.begin()
         yield given
     _keep_logs(request.node, given)
@@ -167,7 +171,7 @@ def power_cycle(
     def cycle() -> Guest:
         again = stack.enter_context(guests.power_cycled(lives[-1]))
         lives.append(again)
-        again.note = lives[0].note
+        again.note, again.begun = lives[0].note, lives[0].begun
         request.node.stash[_OBSERVER].go_on(again)
         return again
 
@@ -187,6 +191,12 @@ def _echo(item: pytest.Item) -> Callable[[str], None]:
         append(file, f"{shown}\n")
 
     return echo
+
+
+def _commands(item: pytest.Item) -> Callable[[str], None]:
+    """Return what keeps each command of a test before the guest is told to run it."""
+    file = run_state(item.config).results.test_dir(item.nodeid) / "commands"
+    return lambda command: append(file, f"{command}\n")
 
 
 def check_machine(lab: Lab, name: str) -> None:
@@ -307,6 +317,7 @@ def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInf
         record = _record(item)
         folder = run_state(item.config).results.test_dir(item.nodeid)
         record.save(folder)
+        end_bundle(run_state(item.config), record)
         report.user_properties.append((RECORD, str(folder / "result.json")))
 
 
@@ -383,8 +394,12 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Note when the test began."""
+    """Note when the test began, and begin its bundle."""
     item.stash[_BEGUN] = time.time()
+    if _is_testcase(item):
+        state = run_state(item.config)
+        row = state.catalogue.of_test(item.name)
+        state.bundles.begin(about(item.nodeid, row, _wish(item, item.config), state.lab))
 
 
 # Reports, on the controller

@@ -13,7 +13,7 @@ from harness.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNTESTABLE, HarnessEr
 from harness.report import junit, summary, table
 from harness.report.escape import one_line
 from harness.report.record import TestRecord, boot_findings
-from harness.run_state import STATE, RunState, run_state
+from harness.run_state import STATE, RunState, end_bundle, run_state
 from harness.verdict.status import Status
 
 #: The user properties of a report that carry, from a worker too, where its record lies and why none
@@ -37,6 +37,7 @@ def _crashed(state: RunState, report: pytest.TestReport) -> TestRecord:
         excerpts={"output": output.read_text(errors="replace")} if output.exists() else {},
     )
     record.save(folder)
+    end_bundle(state, record)
     return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import Any
 import pytest
 
 from harness import paths
+from harness.errors import HarnessError
 from harness.lab import Lab, Options
+from harness.report.bundle import Bundles
 from harness.report.record import TestRecord
 from harness.report.results import ResultsDir
+from harness.run_bundles import setting
 from harness.verdict.expectation import Catalogue
 from harness.verdict.known import KnownIssues
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -25,6 +31,7 @@ class RunState:
     lab: Lab
     catalogue: Catalogue
     options: list[str]
+    bundles: Bundles
     records: list[TestRecord] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     properties: dict[str, Any] = field(default_factory=dict)
@@ -54,16 +61,31 @@ def run_state(config: pytest.Config) -> RunState:
             accel=config.getoption("--nvh-accel"),
             machine=config.getoption("--nvh-machine"),
             trusted=bool(config.getoption("--nvh-trusted")),
+            workloads=_path(config.getoption("--nvh-workloads")),
         )
+        lab = Lab(options)
         config.stash[STATE] = RunState(
             results=results,
-            lab=Lab(options),
+            lab=lab,
+            bundles=Bundles(results.path, lambda: setting(config, lab)),
             catalogue=Catalogue.load(root / "testcases" / "catalogue"),
             options=_again(config),
             known=KnownIssues.load(root / "testcases" / "known-issues.toml"),
             strict=bool(config.getoption("--nvh-strict")),
         )
     return config.stash[STATE]
+
+
+def end_bundle(state: RunState, record: TestRecord) -> None:
+    """Complete or remove a test's bundle; one that cannot be had costs no verdict."""
+    try:
+        state.bundles.end(record)
+    except HarnessError as error:
+        log.warning("no bundle of %s: %s", record.nodeid, error)
+
+
+def _path(word: str | None) -> Path | None:
+    return None if word is None else Path(word)
 
 
 def _again(config: pytest.Config) -> list[str]:

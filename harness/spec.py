@@ -144,13 +144,18 @@ def load_machine(file: Path) -> Machine:
 
 def find_machine(selector: str, *, folder: Path) -> Machine:
     """Return a machine by name (a file of ``folder``) or by the path of a machine file."""
+    return load_machine(machine_file(selector, folder=folder))
+
+
+def machine_file(selector: str, *, folder: Path) -> Path:
+    """Return the file that describes a machine; UsageError when no machine is called so."""
     if selector.endswith(".toml") or "/" in selector:
-        return load_machine(Path(selector))
+        return Path(selector)
     file = folder / f"{selector}.toml"
     if not _NAME.fullmatch(selector.replace("-", "_")) or not file.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.toml"))) or "none"
         raise UsageError(f"no machine {selector!r}", hint=f"known: {known}; or give a .toml file")
-    return load_machine(file)
+    return file
 
 
 def _memory(table: Table) -> int:

@@ -24,7 +24,10 @@ import harness.lab, harness.paths, harness.pytest_plugin
 
 ROOT = Path(__file__).parent
 harness.paths.source_tree = lambda: ROOT
-harness.lab.Lab.kernel = types.SimpleNamespace(release="6.12.1", origin="made up", digest="0")
+harness.lab.Lab.kernel = types.SimpleNamespace(
+    release="6.12.1", origin="made up", digest="0", image=ROOT / "conftest.py", modules=None,
+    config=None,
+)
 harness.lab.Lab.properties = lambda self: {"kernel": "6.12.1"}
 harness.pytest_plugin.check_machine = lambda lab, name: None
 pytest_plugins = ["harness.pytest_plugin"]

@@ -74,6 +74,8 @@ class Guest:
         self._marks = 0
         #: Takes what workloads print, as they end.
         self.note: Callable[[str], None] = lambda _: None
+        #: Takes each command before it is run.
+        self.begun: Callable[[str], None] = lambda _: None
 
     @property
     def scale(self) -> float:
@@ -86,6 +88,7 @@ class Guest:
         ``timeout`` is in seconds, stretched under TCG.  With ``check``, a status other than 0
         raises WorkloadError.  A guest that dies or hangs meanwhile raises what happened to it.
         """
+        self.begun(command)
         try:
             done = self.ssh.run(command, timeout=timeout * self.scale)
         except GuestLost as error:

@@ -59,6 +59,11 @@ class TestRecord:
         return f"tests/{slug(self.nodeid)}"
 
     @property
+    def bundle(self) -> str:
+        """The test's bundle, if it left one, relative to the run's directory."""
+        return f"bundles/{slug(self.nodeid)}.tar.zst"
+
+    @property
     def seen(self) -> str:
         """What was seen, on one printable line."""
         if self.status not in (Status.PASS, Status.DONE) and self.message:

@@ -33,7 +33,7 @@ class ResultsDir:
         Two runs of the same second get two directories.  Raises HostError when it cannot be made.
         """
         path = make_folder(base)
-        with _named(path):
+        with naming(path):
             (path / "tests").mkdir()
         return cls(path)
 
@@ -47,13 +47,13 @@ class ResultsDir:
     def test_dir(self, nodeid: str) -> Path:
         """Return the folder of a test, made if need be; two tests never share one."""
         path = self.path / "tests" / slug(nodeid)
-        with _named(path):
+        with naming(path):
             path.mkdir(exist_ok=True)
         return path
 
     def start_log(self) -> None:
         """Let this process add what it logs to harness.log; any number of processes may."""
-        with _named(self.path / "harness.log"):
+        with naming(self.path / "harness.log"):
             handler = logging.FileHandler(self.path / "harness.log")
         handler.setFormatter(
             logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
@@ -68,11 +68,11 @@ class ResultsDir:
 def make_folder(base: Path, *, prefix: str = "") -> Path:
     """Make base/[PREFIX]DATE-TIME[-N]/, let base/latest point to it and return its path."""
     stamp = prefix + time.strftime("%Y-%m-%d-%H%M%S")
-    with _named(base):
+    with naming(base):
         base.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         path = base / (stamp if number == 1 else f"{stamp}-{number}")
-        with _named(path):
+        with naming(path):
             try:
                 path.mkdir()
             except FileExistsError:
@@ -90,7 +90,7 @@ def write_atomic(path: Path, data: str | bytes) -> Path:
     """
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _named(path):
+    with naming(path):
         try:
             with aside.open("wb") as file:
                 file.write(raw)
@@ -112,14 +112,14 @@ def write_json(path: Path, value: Any) -> Path:
 def append(path: Path, data: str | bytes) -> None:
     """Add to a file that grows as the run goes on; HostError when the disk is full."""
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
-    with _named(path), path.open("ab") as file:
+    with naming(path), path.open("ab") as file:
         file.write(raw)
 
 
 def _point(link: Path, target: str) -> None:
     """Make ``link`` a symbolic link to ``target``, with no moment without one."""
     aside = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-    with _named(link):
+    with naming(link):
         aside.unlink(missing_ok=True)
         aside.symlink_to(target)
         try:
@@ -130,7 +130,7 @@ def _point(link: Path, target: str) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Turn an OSError of the block into a HostError that names the path."""
     try:
         yield

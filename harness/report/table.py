@@ -127,6 +127,7 @@ def footer(
                 *([f"  hint:   {one_line(record.hint)}"] if record.hint else []),
                 f"  again:  {record.again(options)}",
                 f"  folder: {_short(results / record.folder)}",
+                *_bundle(results / record.bundle),
             ]
     for issue in sorted({record.known for record in records if record.known}):
         count = sum(record.known == issue for record in records)
@@ -167,6 +168,10 @@ def _show_table(lines: Sequence[Line], console: Console) -> None:
 def _finding(finding: object) -> str:
     values = finding if isinstance(finding, dict) else {}
     return f"kernel: {values.get('kind')}: {values.get('title')}"
+
+
+def _bundle(archive: Path) -> list[str]:
+    return [f"  bundle: {_short(archive)} (nvh repro)"] if archive.is_file() else []
 
 
 def _short(path: Path) -> str:
