@@ -10,7 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import __version__, ui
-from harness.commands import doctor, guests, inventory, kernels, logs, nightly, testing
+from harness.commands import (
+    doctor,
+    guests,
+    inventory,
+    kernels,
+    logs,
+    nightly,
+    repro,
+    testing,
+)
 from harness.errors import EXIT_INTERRUPTED, HarnessError, HostError
 from harness.pool import ISOLATIONS
 
@@ -125,8 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument(
         "--strict", action="store_true", help="a known issue that no longer shows is a failure"
     )
+    test.add_argument(
+        "--with-kernel", action="store_true", help="put the kernel and its modules into bundles"
+    )
     test.add_argument("--list", action="store_true", help="show the testcases and run nothing")
     test.set_defaults(pytest_args=[])
+
+    _repro(commands)
 
     run = _command(commands, "run", "run a command in a fresh guest", guests.run)
     run.usage = "nvh run [-h] [OPTIONS] -- COMMAND [ARGUMENT ...]"
@@ -168,6 +182,24 @@ def _command(
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(action=action, name=name)
     return parser
+
+
+def _repro(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    again = _command(commands, "repro", "run a bundle's test again", repro.repro)
+    again.epilog = (
+        "exit codes: 1 the same symptom shows, 0 the test passes, 125 neither can be said"
+        " (another symptom, or no test); so git bisect run can use it"
+    )
+    again.add_argument("bundle", metavar="BUNDLE", help="a directory or a .tar.zst")
+    _kernel_option(again)
+    _accel_option(again)
+    again.add_argument("--machine", metavar="M", default="", help="another than the bundle's")
+    again.add_argument("--repeat", metavar="N", type=int, default=1, help="runs (default: 1)")
+    again.add_argument("--until-fail", action="store_true", help="stop when the symptom has shown")
+    again.add_argument("--results", metavar="DIR", help="where results go (default: results/)")
+    again.add_argument(
+        "--with-kernel", action="store_true", help="put the kernel and its modules into bundles"
+    )
 
 
 def _guest_options(parser: argparse.ArgumentParser) -> None:

@@ -179,6 +179,8 @@ def _arguments(root: Path, args: argparse.Namespace) -> list[str]:
     ]
     if args.strict:
         chosen.append("--nvh-strict")
+    if args.with_kernel:
+        chosen.append("--nvh-with-kernel")
     if args.kernel:
         chosen.append(f"--nvh-kernel={args.kernel}")
     selected = _selection(root, args)

@@ -1,0 +1,174 @@
+"""nvh repro: run a bundle's test again and say whether the same symptom shows."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness import paths, ui
+from harness.errors import HarnessError, UsageError
+from harness.lab import Lab, Options
+from harness.report import symptom, unbundle
+from harness.report.escape import one_line
+from harness.report.record import TestRecord
+from harness.report.results import ResultsDir, write_atomic
+from harness.report.symptom import Shows
+from harness.report.unbundle import Bundle
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a bundle's test is run here."""
+
+    nodeid: str
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def repro(args: argparse.Namespace) -> int:
+    """Run it as often as asked; 1 the symptom shows, 0 it does not, 125 nobody can tell."""
+    if args.repeat < 1:
+        raise UsageError(f"--repeat {args.repeat}: not a number from 1 on")
+    given = Path(args.bundle)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nvh-repro-")))
+        bundle = opened(given, scratch)
+        plan = _plan(bundle, args, scratch)
+        results = Path(args.results) if args.results else paths.source_tree() / "results"
+        shown: list[Shows] = []
+        for number in range(1, args.repeat + 1):
+            folder = ResultsDir.create(results)
+            record = _run(plan, folder)
+            shown.append(symptom.compare(bundle.record, record))
+            seen = f"{record.word} {record.seen}".strip()
+            print(f"run {number}: {seen}: {shown[-1]} ({folder.path / record.folder})", flush=True)
+            if args.until_fail and shown[-1] is Shows.SAME:
+                break
+    print(_verdict(shown), flush=True)
+    return symptom.exit_code(shown)
+
+
+def opened(given: Path, scratch: Path) -> Bundle:
+    """Read a bundle: its directory, or its archive, which is unpacked into ``scratch``."""
+    if not given.exists():
+        raise UsageError(f"no bundle at {given}", hint="results/*/bundles/ has them")
+    return unbundle.read(given if given.is_dir() else unbundle.unpack(given, scratch))
+
+
+def _plan(bundle: Bundle, args: argparse.Namespace, scratch: Path) -> _Plan:
+    """Say what is run, and what differs from the bundle's run."""
+    root = paths.source_tree()
+    print(f"test     {one_line(bundle.nodeid)}")
+    if bundle.record is None:
+        print("symptom  unknown: its run was killed; any failure is taken for it")
+    else:
+        print(f"symptom  {bundle.record.word}: {bundle.record.seen}")
+    if not (root / bundle.nodeid.partition("::")[0]).is_file():
+        raise HarnessError(
+            f"{one_line(bundle.nodeid)} is not in this checkout",
+            hint=f"the bundle was made by harness {_told(bundle, 'run', 'harness')}",
+        )
+    same = unbundle.code_digest(bundle.testcases, bundle.nodeid) == unbundle.code_digest(
+        root / "testcases", bundle.nodeid
+    )
+    kernel, said = (args.kernel, args.kernel) if args.kernel else bundle.kernel()
+    machine = args.machine or str(bundle.machine_file() or "default")
+    lab = Lab(Options(kernel=kernel, accel=args.accel, machine=machine))
+    with ui.progress() as shown:
+        lab.say = shown.say
+        release = lab.kernel.release
+        lab.recipe()
+    print(f"kernel   {release} ({said}){_other_kernel(bundle, release)}", flush=True)
+    programs = scratch / "programs"
+    programs.mkdir()
+    for file in sorted(lab.workloads.iterdir()) if lab.workloads.is_dir() else ():
+        (programs / file.name).symlink_to(file)
+    if same:
+        for name, file in bundle.programs().items():
+            (programs / name).unlink(missing_ok=True)
+            (programs / name).symlink_to(file.resolve())
+    else:
+        print(
+            "         this checkout's test differs from the bundle's; it runs with its own programs"
+        )
+    chosen = [
+        str(root / bundle.nodeid),
+        f"--rootdir={root}",
+        *("-p", "no:cacheprovider", "-q", "--no-header", "--tb=short", "--show-capture=stdout"),
+        f"--nvh-accel={args.accel}",
+        f"--nvh-machine={machine}",
+        f"--nvh-isolation={_isolation(bundle)}",
+        f"--nvh-workloads={programs}",
+        "--nvh-trusted",
+    ]
+    chosen += [f"--nvh-kernel={kernel}"] if kernel else []
+    chosen += ["--nvh-with-kernel"] if args.with_kernel else []
+    reports = bundle.testcases / "reports"
+    environment = {"NVH_REPORTS": str(reports.resolve())} if bundle.report else {}
+    return _Plan(bundle.nodeid, tuple(chosen), environment)
+
+
+def _isolation(bundle: Bundle) -> str:
+    word = str(bundle.about.get("isolation"))
+    return word if word in ("clone", "boot") else "clone"
+
+
+def _told(bundle: Bundle, table: str, key: str) -> str:
+    values = bundle.about.get(table)
+    return one_line(str(values.get(key, ""))) if isinstance(values, dict) else ""
+
+
+def _other_kernel(bundle: Bundle, release: str) -> str:
+    was = _told(bundle, "kernel", "release")
+    return "" if was in ("", release) else f"; the bundle's was {was}"
+
+
+def _run(plan: _Plan, results: ResultsDir) -> TestRecord:
+    """Run the test once; what pytest says of it goes into the results."""
+    said = io.StringIO()
+    with (
+        _environment(plan.environment),
+        contextlib.chdir(paths.source_tree()),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
+        status = pytest.main([*plan.arguments, f"--nvh-results={results.path}"])
+    write_atomic(results.path / "pytest.log", said.getvalue())
+    if status == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
+    found = sorted(results.path.glob("tests/*/result.json"))
+    if len(found) != 1:
+        last = (said.getvalue().strip().splitlines() or ["it said nothing"])[-1]
+        raise HarnessError(
+            f"the test did not run: {one_line(last)}", hint=f"see {results.path / 'pytest.log'}"
+        )
+    return TestRecord.load(found[0])
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _verdict(shown: list[Shows]) -> str:
+    counts = [f"{shown.count(word)} {word}" for word in Shows if word in shown]
+    if len(set(shown)) == 1:
+        return f"{shown[0]}" + (f" in {len(shown)} runs" if len(shown) > 1 else "")
+    return f"of {len(shown)} runs: {', '.join(counts)}"
