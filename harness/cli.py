@@ -18,6 +18,7 @@ from harness.commands import (
     logs,
     nightly,
     repro,
+    reports,
     testing,
 )
 from harness.errors import EXIT_INTERRUPTED, HarnessError, HostError
@@ -141,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     test.set_defaults(pytest_args=[])
 
     _repro(commands)
+    _new_report(commands)
 
     run = _command(commands, "run", "run a command in a fresh guest", guests.run)
     run.usage = "nvh run [-h] [OPTIONS] -- COMMAND [ARGUMENT ...]"
@@ -200,6 +202,19 @@ def _repro(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     again.add_argument(
         "--with-kernel", action="store_true", help="put the kernel and its modules into bundles"
     )
+
+
+def _new_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    new = _command(
+        commands, "new-report", "write a report's TOML and reproducer", reports.new_report
+    )
+    new.add_argument("report", metavar="NAME", help="such as vfio_fsdax_pins: a-z, 0-9 and _")
+    kind = new.add_mutually_exclusive_group()
+    kind.add_argument("--c", action="store_true", help="a reproducer in C")
+    kind.add_argument("--sh", action="store_true", help="one in shell (default)")
+    new.add_argument("--mail", metavar="URL", help="the mail, in an archive")
+    new.add_argument("--title", metavar="TEXT", help="what it claims, in one line")
+    new.add_argument("--machine", metavar="M", help="another machine than the default one")
 
 
 def _guest_options(parser: argparse.ArgumentParser) -> None:

@@ -33,8 +33,8 @@ from harness.report.record import TestRecord
 from harness.report.results import ResultsDir, append, write_atomic, write_json
 from harness.run_bundles import about
 from harness.run_reporter import RECORD, UNWRITTEN, Reporter
-from harness.run_state import RunState, end_bundle, run_state, worker_id
-from harness.verdict.expectation import Case, Catalogue, Mismatch, NotProven, row_id
+from harness.run_state import RunState, end_bundle, load_catalogue, run_state, worker_id
+from harness.verdict.expectation import Case, Mismatch, NotProven, row_id
 from harness.verdict.status import Status
 
 _ROW = re.compile(r"\b([A-Za-z])(\d{1,3})\b(?!\w)")
@@ -414,7 +414,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _wish(item, config)
     try:
         # Not from the state: who only looks at the tests makes no results.
-        catalogue = Catalogue.load(paths.source_tree() / "testcases" / "catalogue")
+        catalogue = load_catalogue()
         for item in testcases:
             catalogue.of_test(item.name)
     except HarnessError as error:

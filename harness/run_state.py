@@ -19,6 +19,7 @@ from harness.report.results import ResultsDir
 from harness.run_bundles import setting
 from harness.verdict.expectation import Catalogue
 from harness.verdict.known import KnownIssues
+from harness.verdict.reports import load_reports
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,12 @@ class RunState:
 
 
 STATE = pytest.StashKey[RunState]()
+
+
+def load_catalogue() -> Catalogue:
+    """Return the catalogue's rows and the reports."""
+    catalogue = Catalogue.load(paths.source_tree() / "testcases" / "catalogue")
+    return catalogue.with_rows(report.row for report in load_reports(paths.reports()))
 
 
 def worker_id(config: pytest.Config) -> str | None:
@@ -68,7 +75,7 @@ def run_state(config: pytest.Config) -> RunState:
             results=results,
             lab=lab,
             bundles=Bundles(results.path, lambda: setting(config, lab)),
-            catalogue=Catalogue.load(root / "testcases" / "catalogue"),
+            catalogue=load_catalogue(),
             options=_again(config),
             known=KnownIssues.load(root / "testcases" / "known-issues.toml"),
             strict=bool(config.getoption("--nvh-strict")),

@@ -22,7 +22,8 @@ from harness.qemu.snapshot import NotMigratable
 from harness.report.results import ResultsDir
 from harness.run_reporter import exit_code, verdict_of
 from harness.toml_table import Table
-from harness.verdict.expectation import Catalogue
+from harness.verdict.expectation import Catalogue, row_id
+from harness.verdict.reports import load_reports
 
 TESTCASES = "testcases"
 
@@ -210,8 +211,14 @@ def _exit_code(status: int, results: Path) -> int:
 def _list(root: Path, args: argparse.Namespace) -> int:
     """Show the rows, with their tests, that a run with these options would run."""
     catalogue = Catalogue.load(root / TESTCASES / "catalogue")
+    reports = {report.name: report for report in load_reports(paths.reports())}
+    chosen_reports = []
     tests: dict[str, dict[str, None]] = {}
     for item in _collect(root, args, _arguments(root, args)):
+        named = row_id(item.name)
+        if named in reports:
+            chosen_reports.append(reports[named])
+            continue
         row = catalogue.of_test(item.name)
         if row is not None:
             tests.setdefault(row.id, {})[item.name.partition("[")[0]] = None
@@ -225,6 +232,8 @@ def _list(root: Path, args: argparse.Namespace) -> int:
             print(f"     needs:  {'; '.join(row.needs)}")
         for name in tests.get(row.id, ()):
             print(f"     {name}")
+    for report in chosen_reports:
+        print(f"{report.name}: {report.title}\n     report: {report.mail}")
     return EXIT_OK
 
 

@@ -60,7 +60,7 @@ def parse(command: str, status: int, output: str, stderr: str, seconds: float) -
         elif match := _PLAN.fullmatch(line):
             planned = int(match[1])
         elif line.startswith(_FACTS):
-            facts = _facts(command, line.removeprefix(_FACTS))
+            facts = facts_of(command, line)
     if planned is None:
         words = stderr.strip().splitlines() or output.strip().splitlines() or ["it said nothing"]
         how = f"signal {status - 128}" if status > 128 else f"status {status}"
@@ -70,7 +70,11 @@ def parse(command: str, status: int, output: str, stderr: str, seconds: float) -
     return WorkloadResult(command, status, tuple(steps), facts, output, seconds)
 
 
-def _facts(command: str, text: str) -> dict[str, Any]:
+def facts_of(command: str, line: str) -> dict[str, Any]:
+    """Return the facts of a line, none of another line; WorkloadError when they are broken."""
+    if not line.startswith(_FACTS):
+        return {}
+    text = line.removeprefix(_FACTS)
     try:
         facts = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -183,7 +183,9 @@ class Bundles:
             shutil.rmtree(aside, ignore_errors=True)
             said = "".join(
                 _text(file) for file in (evidence / "commands", evidence / "output.txt")
-            ) + "".join(_text(file) for file in (link / "testcases/reports").glob("*.sh"))
+            ) + "".join(
+                _text(file) for file in (link / "testcases/reports").glob(f"{record.row}.sh")
+            )
             _link_tree(link.resolve(), aside, lambda path: _wanted(path, said))
             link.unlink()
             aside.rename(link)

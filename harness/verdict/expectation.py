@@ -79,6 +79,10 @@ class Catalogue:
                 rows[row.id] = row
         return cls(rows.values())
 
+    def with_rows(self, rows: Iterable[Row]) -> Catalogue:
+        """Return it with further rows: reports are not in its files."""
+        return Catalogue([*self, *rows])
+
     def __getitem__(self, row_id: str) -> Row:
         try:
             return self._rows[row_id]
@@ -101,8 +105,13 @@ class Catalogue:
 
 
 def row_id(name: str) -> str | None:
-    """Return the catalogue's id that a test's name carries: test_v3_x[ext4] is V3."""
+    """Return the catalogue's id that a test's name carries: test_v3_x[ext4] is V3.
+
+    The test of a report, test_report[some_name], carries the report's name.
+    """
     function = name.partition("[")[0].rpartition("::")[2]
+    if function == "test_report" and name.endswith("]"):
+        return name.partition("[")[2].removesuffix("]")
     match = _TEST_NAME.match(function)
     return f"{match[1].upper()}{int(match[2])}" if match else None
 

@@ -32,7 +32,7 @@ class KnownIssue:
     def concerns(self, test: str, release: str) -> bool:
         """Whether it is expected to show in a test on a kernel."""
         return any(fnmatch.fnmatchcase(test, pattern) for pattern in self.tests) and all(
-            _holds(condition, release) for condition in self.kernels
+            holds(condition, release) for condition in self.kernels
         )
 
 
@@ -72,7 +72,17 @@ def version(release: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
-def _holds(condition: str, release: str) -> bool:
+def check_conditions(table: Table, key: str) -> tuple[str, ...]:
+    """Take a list of conditions on a kernel's release from a table."""
+    conditions = table.strings(key)
+    for condition in conditions:
+        if not _CONDITION.fullmatch(condition):
+            raise table.error(key, f"{condition!r} is not a condition such as '<6.15'")
+    return conditions
+
+
+def holds(condition: str, release: str) -> bool:
+    """Whether a kernel fulfils a condition such as '<6.15' that has been checked."""
     match = _CONDITION.fullmatch(condition)
     assert match is not None  # checked when it was read
     have, bound = version(release), version(match[2])
@@ -89,10 +99,7 @@ def _read(table: Table) -> KnownIssue:
         pattern = re.compile(symptom)
     except re.error as error:
         raise table.error("symptom", f"is no regular expression: {error}") from error
-    kernels = table.strings("kernels")
-    for condition in kernels:
-        if not _CONDITION.fullmatch(condition):
-            raise table.error("kernels", f"{condition!r} is not a condition such as '<6.15'")
+    kernels = check_conditions(table, "kernels")
     issue = KnownIssue(
         id=table.string("id"),
         title=table.string("title"),
