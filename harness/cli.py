@@ -214,7 +214,7 @@ def _new_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     kind.add_argument("--sh", action="store_true", help="one in shell (default)")
     new.add_argument("--mail", metavar="URL", help="the mail, in an archive")
     new.add_argument("--title", metavar="TEXT", help="what it claims, in one line")
-    new.add_argument("--machine", metavar="M", help="another machine than the default one")
+    new.add_argument("--machine", metavar="M", default="", help="another machine than the run's")
 
 
 def _guest_options(parser: argparse.ArgumentParser) -> None:

@@ -125,11 +125,11 @@ def unpack(archive: Path, target: Path) -> Path:
     tar = target / "bundle.tar"
     # What is compressed well may be a thousand times as long: the kernel ends zstd at the limit.
     words = ["prlimit", f"--fsize={SIZE_LIMIT}", "zstd", "-d", "-q", "-f", "--long=24"]
-    done = process.run([*words, "-o", str(tar), str(archive)], timeout=600.0, check=False)
-    if done.status != 0:
-        said = (done.stderr.strip().splitlines() or ["it is no .tar.zst, or too large"])[-1]
-        raise BundleError(f"{archive} cannot be unpacked: {said}")
     try:
+        done = process.run([*words, "-o", str(tar), str(archive)], timeout=600.0, check=False)
+        if done.status != 0:
+            said = (done.stderr.strip().splitlines() or ["it is no .tar.zst, or too large"])[-1]
+            raise BundleError(f"{archive} cannot be unpacked: {said}")
         return _extract(archive, tar, target / "bundle")
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise BundleError(f"{archive} is no bundle: {error}") from error
