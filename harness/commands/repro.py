@@ -91,8 +91,8 @@ def _plan(bundle: Bundle, args: argparse.Namespace, scratch: Path) -> _Plan:
     programs.mkdir()
     for file in sorted(lab.workloads.iterdir()) if lab.workloads.is_dir() else ():
         (programs / file.name).symlink_to(file)
-    if same:
-        for name, file in bundle.programs().items():
+    for name, file in bundle.programs().items():
+        if same or name == bundle.report:
             (programs / name).unlink(missing_ok=True)
             (programs / name).symlink_to(file.resolve())
     else:

@@ -97,6 +97,7 @@ class Bundles:
         self._folder = results / "bundles"
         self._make = setting
         self._setting: Setting | None = None
+        self._kernel: dict[str, Any] = {}
 
     def begin(self, about: About) -> Path:
         """Lay a test's bundle down as far as it is known before its guest starts."""
@@ -119,7 +120,7 @@ class Bundles:
                 },
                 "kernel_args": list(about.kernel_args),
                 "isolation": setting.isolation,
-                "kernel": kernel_facts(setting),
+                "kernel": self._kernel,
                 "run": {str(key): str(value) for key, value in setting.properties.items()},
             }
             # Not synced: this is for a harness that is killed, and it costs every test its time.
@@ -151,6 +152,7 @@ class Bundles:
         """Return the directory of what all tests share, made by whichever process comes first."""
         if self._setting is None:
             self._setting = self._make()
+            self._kernel = kernel_facts(self._setting)  # once: the image is hashed
         target = self._folder / f".{SHARED}"
         if target.is_dir():
             return target
