@@ -17,8 +17,8 @@ from harness.commands import (
     kernels,
     logs,
     nightly,
-    repro,
     reports,
+    repro,
     testing,
 )
 from harness.errors import EXIT_INTERRUPTED, HarnessError, HostError
