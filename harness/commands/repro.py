@@ -95,7 +95,7 @@ def _plan(bundle: Bundle, args: argparse.Namespace, scratch: Path) -> _Plan:
         if same or name == bundle.report:
             (programs / name).unlink(missing_ok=True)
             (programs / name).symlink_to(file.resolve())
-    else:
+    if not same:
         print(
             "         this checkout's test differs from the bundle's; it runs with its own programs"
         )
