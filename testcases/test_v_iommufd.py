@@ -97,9 +97,9 @@ def test_v20_forbidden_memory(
         ("", ("--touch", "write")),
         ("", ("--touch", "write", "--dma", "r")),
         ("", ()),
-        (":private", ("--touch", "write")),
+        (":private", ()),
     ],
-    ids=["shared", "read-dma", "untouched", "private-copied"],
+    ids=["shared", "read-dma", "untouched", "private"],
 )
 def test_v20_fsdax_is_refused(
     guest: Guest, case: Case, fs: str, mode: str, how: str, options: tuple[str, ...]
@@ -109,12 +109,25 @@ def test_v20_fsdax_is_refused(
         source = f"file:{mount.path}/file{how}"
         seen = through(guest, case, mode, "--source", source, "--truncate", *options)
         case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
-        if how:
-            copied = seen["private_written"] and seen["file_read"] == "equal"
-            case.prove("the private pages are copies", copied, seen=seen["file_read"])
         case.expect("fsdax", seen["map"])
         expect_refused(case, seen)
         case.expect("truncate", seen["truncate"])
+
+
+@both
+@every_fs
+def test_v20_private_copy(guest: Guest, case: Case, fs: str, mode: str) -> None:
+    """Private pages after copy-on-write are not the file's: the file is left alone."""
+    with dax_mount(guest, case, fs) as mount:
+        source = f"file:{mount.path}/file:private"
+        options = ("--source", source, "--touch", "write", "--dma-test", "--truncate")
+        seen = through(guest, case, mode, *options)
+        case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
+        case.prove("the private pages are copies", seen["private_written"])
+        case.expect("private_copy", seen["map"])
+        for what in ("device_read", "device_write", "file_read", "truncate", "unmap"):
+            case.expect(what, seen[what])
+        case.expect("pins given back (KiB)", seen["pinned_after"], right=seen["pinned_before"])
 
 
 @both

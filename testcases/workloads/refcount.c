@@ -265,11 +265,33 @@ static bool open_perf(uint64_t id)
 	return true;
 }
 
-static bool set_up(void)
+/* Makes the event with these arguments and proves that it fires; NULL, or why not. */
+static const char *arm(const char *args)
 {
-	char command[256], path[128];
+	static char reason[128];
+	char command[256];
 	uint64_t id, ignored;
 	int err;
+
+	snprintf(command, sizeof(command), "p:%s/%s %s %s\n", GROUP, oracle.event, PROBED, args);
+	err = kprobe_command(command);
+	oracle.registered = !err;
+	snprintf(reason, sizeof(reason), "kprobe on " PROBED ": %s", nvh_errname(err));
+	if (err)
+		return reason;
+	if (!read_format(&id))
+		return "the format of the kprobe event is not as expected";
+	err = open_perf(id) ? 0 : errno;
+	snprintf(reason, sizeof(reason), "perf_event_open of the kprobe event: %s", nvh_errname(err));
+	if (err)
+		return reason;
+	return peek(0, &ignored) ? NULL : "the kprobe event does not fire";
+}
+
+static bool set_up(void)
+{
+	const char *reason;
+	char path[128];
 
 	for (size_t i = 0; i < sizeof(tracefs_dirs) / sizeof(*tracefs_dirs) && !oracle.tracefs; i++) {
 		snprintf(path, sizeof(path), "%s/kprobe_events", tracefs_dirs[i]);
@@ -280,25 +302,17 @@ static bool set_up(void)
 		return missing("no kprobe_events in tracefs (CONFIG_KPROBE_EVENTS=y, mount tracefs)");
 	sweep();
 	snprintf(oracle.event, sizeof(oracle.event), PREFIX "%d", (int)getpid());
-	/* With dynamic memory layout vmemmap_base says where struct pages start; without it there
-	 * is no such symbol and the place is fixed. */
-	snprintf(command, sizeof(command), "p:%s/%s %s %s\n", GROUP, oracle.event, PROBED,
-		 PROBE_ARGS PROBE_BASE);
-	err = kprobe_command(command);
-	if (err) {
-		snprintf(command, sizeof(command), "p:%s/%s %s %s\n", GROUP, oracle.event, PROBED, PROBE_ARGS);
-		err = kprobe_command(command);
+	/*
+	 * With dynamic memory layout vmemmap_base says where struct pages start; without it there is no
+	 * such symbol and the place is fixed.  A kernel without modules then takes the event all the same,
+	 * for a module that might come (kernel/trace/trace_kprobe.c), and it never fires.
+	 */
+	reason = arm(PROBE_ARGS PROBE_BASE);
+	if (reason) {
+		refcount_close();
+		reason = arm(PROBE_ARGS);
 	}
-	if (err)
-		return missing("kprobe on " PROBED ": %s", nvh_errname(err));
-	oracle.registered = true;
-	if (!read_format(&id))
-		return missing("the format of the kprobe event is not as expected");
-	if (!open_perf(id))
-		return missing("perf_event_open of the kprobe event: %s", nvh_errname(errno));
-	if (!peek(0, &ignored))
-		return missing("the kprobe event does not fire");
-	return trial();
+	return reason ? missing("%s", reason) : trial();
 }
 
 bool refcount_open(void)
