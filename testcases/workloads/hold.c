@@ -201,12 +201,12 @@ static bool holder_says(const struct holder *holder, double seconds, struct answ
 	       read(holder->line, answer, sizeof(*answer)) == sizeof(*answer);
 }
 
-static bool holder_ends(struct holder *holder, double seconds)
+static bool holder_ends(struct holder *holder, double seconds, int *status)
 {
 	double end = nvh_now() + seconds;
 
 	close(holder->line);
-	while (waitpid(holder->pid, NULL, WNOHANG) != holder->pid) {
+	while (waitpid(holder->pid, status, WNOHANG) != holder->pid) {
 		if (nvh_now() > end)
 			return false;
 		nvh_sleep(0.01);
@@ -245,8 +245,9 @@ int main(int argc, char **argv)
 	nvh_begin("hold");
 	holder = holder_start(&source, path, exclusive);
 	if (!holder_says(&holder, 20, &answer)) {
-		kill(holder.pid, SIGKILL);
-		_exit(3); /* the holder has said why */
+		if (holder_ends(&holder, 5, &status) && WIFEXITED(status) && WEXITSTATUS(status))
+			_exit(WEXITSTATUS(status)); /* it has said why */
+		nvh_bail("the holder does not answer");
 	}
 	nvh_fact_str("before", answer.held);
 	nvh_step(true, "%s is held", spec ? spec : path);
@@ -264,7 +265,7 @@ int main(int argc, char **argv)
 	} else {
 		nvh_fact_str("held", "no answer");
 	}
-	ended = holder_ends(&holder, limit);
+	ended = holder_ends(&holder, limit, NULL);
 	nvh_fact_str("holder", ended ? "ended" : "hung");
 	nvh_step(true, "the holder %s", ended ? "has let go" : "does not end");
 	if (waits) {
