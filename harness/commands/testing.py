@@ -233,7 +233,7 @@ def _list(root: Path, args: argparse.Namespace) -> int:
         for name in tests.get(row.id, ()):
             print(f"     {name}")
     for report in chosen_reports:
-        print(f"{report.name}: {report.title}\n     report: {report.mail}")
+        print(f"{report.name} {report.title}\n     source: {report.mail}")
     return EXIT_OK
 
 
