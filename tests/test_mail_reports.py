@@ -70,6 +70,8 @@ def test_what_names_nothing_right_has_to_end_well(tmp_path: Path) -> None:
         ("devices", "device", "did you mean devices"),
         ("[report]", "[other]", "report"),
         ("[right]\n", "[right\n", "not TOML"),
+        ("kernels", 'machine = "/tmp/evil.toml"\nkernels', "is not a machine's name"),
+        ("kernels", 'machine = "../evil"\nkernels', "is not a machine's name"),
     ],
 )
 def test_a_mistake_is_told_by_its_place(tmp_path: Path, old: str, new: str, complaint: str) -> None:
@@ -162,6 +164,7 @@ def test_a_bad_name_is_refused(folder: Path, name: str) -> None:
 
 def test_a_wrong_machine_is_refused(folder: Path) -> None:
     assert main(["new-report", "my_bug", "--machine", "nowhere"]) == 2
+    assert main(["new-report", "my_bug", "--machine", "mine.toml"]) == 2
     assert not folder.exists()
 
 

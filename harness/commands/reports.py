@@ -116,6 +116,9 @@ def new_report(args: argparse.Namespace) -> int:
     folder = paths.reports()
     _check(args.report, folder)
     if args.machine:
+        if "/" in args.machine:  # the command line makes a path of FILE.toml
+            hint = "put the file into guest-images/machines and give its name"
+            raise UsageError("a report's machine is one of the checkout's", hint=hint)
         Lab(Options(machine=args.machine)).machine  # noqa: B018 - a wrong name is told now
     title = args.title or f"TODO: what {args.report} claims, in one line"
     in_c = args.c

@@ -15,6 +15,8 @@ import pytest
 
 from harness import paths, ui
 from harness.errors import HarnessError, UsageError
+from harness.images.kernel import Kernel
+from harness.images.store import file_hash
 from harness.lab import Lab, Options
 from harness.report import symptom, unbundle
 from harness.report.escape import one_line
@@ -37,7 +39,7 @@ def repro(args: argparse.Namespace) -> int:
     """Run it as often as asked; 1 the symptom shows, 0 it does not, 125 nobody can tell."""
     if args.repeat < 1:
         raise UsageError(f"--repeat {args.repeat}: not a number from 1 on")
-    given = Path(args.bundle)
+    given = Path(args.bundle).absolute()
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nvh-repro-")))
         bundle = opened(given, scratch)
@@ -84,9 +86,8 @@ def _plan(bundle: Bundle, args: argparse.Namespace, scratch: Path) -> _Plan:
     lab = Lab(Options(kernel=kernel, accel=args.accel, machine=machine))
     with ui.progress() as shown:
         lab.say = shown.say
-        release = lab.kernel.release
         lab.recipe()
-    print(f"kernel   {release} ({said}){_other_kernel(bundle, release)}", flush=True)
+    print(f"kernel   {lab.kernel.release} ({said}){_other(bundle, lab.kernel)}", flush=True)
     programs = scratch / "programs"
     programs.mkdir()
     for file in sorted(lab.workloads.iterdir()) if lab.workloads.is_dir() else ():
@@ -126,9 +127,14 @@ def _told(bundle: Bundle, table: str, key: str) -> str:
     return one_line(str(values.get(key, ""))) if isinstance(values, dict) else ""
 
 
-def _other_kernel(bundle: Bundle, release: str) -> str:
-    was = _told(bundle, "kernel", "release")
-    return "" if was in ("", release) else f"; the bundle's was {was}"
+def _other(bundle: Bundle, kernel: Kernel) -> str:
+    """Say that a kernel is not the bundle's."""
+    was, image = _told(bundle, "kernel", "release"), _told(bundle, "kernel", "image_sha256")
+    if was and was != kernel.release:
+        return f"; the bundle's was {was}"
+    if image and image != file_hash(kernel.image):
+        return "; another build than the bundle's"
+    return ""
 
 
 def _run(plan: _Plan, results: ResultsDir) -> TestRecord:

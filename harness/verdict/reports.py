@@ -24,6 +24,8 @@ from harness.verdict.known import check_conditions, holds
 RESULT = "result"
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{2,39}")
+#: One of the checkout's: a path would let a report of a bundle's choose QEMU's arguments.
+_MACHINE = re.compile(r"(?:[a-z][a-z0-9_-]*)?")
 _ROW_LIKE = re.compile(r"[a-z]\d+")
 _ISOLATIONS = ("clone", "boot")
 
@@ -112,6 +114,8 @@ def _read(file: Path) -> Report:
     for read in (table, setup, run, root):
         if read is not None:
             read.done()
+    if not _MACHINE.fullmatch(report.machine):
+        raise table.error("machine", f"{report.machine!r} is not a machine's name")
     if not report.title.strip() or not report.mail.strip():
         raise table.error("title" if not report.title.strip() else "mail", "is empty")
     if report.script is None and not file.with_suffix(".c").is_file():
