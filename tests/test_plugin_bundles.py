@@ -98,3 +98,12 @@ def test_a_kernel_that_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture
     (folder / "bundle.json").write_text(json.dumps(values))
     assert main(["repro", str(folder)]) == 125
     assert "name one with --kernel" in capsys.readouterr().err
+
+
+def test_a_kernel_that_is_none_is_skipped_by_a_bisection(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bundle_of(tmp_path, record(nodeid=NODEID))
+    (tmp_path / "bzImage").write_text("not a kernel")
+    assert main(["repro", str(folder), "--kernel", str(tmp_path / "bzImage")]) == 125
+    assert "not an x86 kernel image" in capsys.readouterr().err

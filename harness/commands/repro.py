@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness import paths, ui
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, KernelError, UnfitKernel, UsageError
 from harness.images.kernel import Kernel
 from harness.images.store import file_hash
 from harness.lab import Lab, Options
@@ -86,7 +86,10 @@ def _plan(bundle: Bundle, args: argparse.Namespace, scratch: Path) -> _Plan:
     lab = Lab(Options(kernel=kernel, accel=args.accel, machine=machine))
     with ui.progress() as shown:
         lab.say = shown.say
-        lab.recipe()
+        try:
+            lab.recipe()
+        except KernelError as error:  # of a bisection's: skipped, and not "bad"
+            raise UnfitKernel(error.message, hint=error.hint) from error
     print(f"kernel   {lab.kernel.release} ({said}){_other(bundle, lab.kernel)}", flush=True)
     programs = scratch / "programs"
     programs.mkdir()
