@@ -50,7 +50,7 @@ static bool open_vivid(const char *device, bool write)
 		found = is_vivid(path, wanted);
 	}
 	if (!found)
-		return pinner_missing(write ? "a camera of vivid" : "a display of vivid", ENODEV);
+		return pinner_missing(write ? "vivid camera" : "vivid display", ENODEV);
 	type = write ? V4L2_BUF_TYPE_VIDEO_CAPTURE : V4L2_BUF_TYPE_VIDEO_OUTPUT;
 	err = ask_for_buffers(1);
 	if (err)
