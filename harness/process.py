@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -108,29 +109,46 @@ def spawn(
     pass_fds: Sequence[int] = (),
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    privileges: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a program that dies with the harness, in a session of its own.
 
     setpriv(1) sets the parent-death signal after the fork, so nothing of Python runs between fork
     and exec.  A session of its own keeps a terminal's Ctrl-C for the harness, which then ends its
-    children in order.
+    children in order.  ``privileges`` are further options of setpriv(1).
     """
-    full = [find("setpriv", package="util-linux"), "--pdeathsig", "KILL", "--", *argv]
+    setpriv = find("setpriv", package="util-linux")
+    full = [setpriv, "--pdeathsig", "KILL", *privileges, "--", *argv]
     log.debug("spawn: %s", shell_line(argv))
 
     def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            full,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=tuple(pass_fds),
-            cwd=cwd,
-            env=None if env is None else {**os.environ, **env},
-            start_new_session=True,
-        )
+        with _no_core():
+            return subprocess.Popen(
+                full,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=tuple(pass_fds),
+                cwd=cwd,
+                env=None if env is None else {**os.environ, **env},
+                start_new_session=True,
+            )
 
     return _spawner.submit(start).result()
+
+
+@contextlib.contextmanager
+def _no_core() -> Iterator[None]:
+    """Let what is started here leave no core: a QEMU's holds its guest's whole memory.
+
+    It is inherited: prlimit(2) on a child that has changed its user needs CAP_SYS_RESOURCE.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
 def end(child: subprocess.Popen[bytes], *, grace: float) -> int:

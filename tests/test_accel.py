@@ -12,7 +12,7 @@ import pytest
 
 from harness import process
 from harness.errors import EXIT_UNTESTABLE, GuestLost, HostError
-from harness.qemu import accel, vm
+from harness.qemu import accel, unprivileged, vm
 from harness.qemu.accel import Accel
 
 FAKE = Path(__file__).with_name("fake_qemu.py")
@@ -48,6 +48,8 @@ def choose(
 ) -> Choose:
     """Choose for a /dev/kvm that opens and a QEMU that plays a scenario."""
     device(None)
+    # The stand-in's interpreter may lie where only this user can get.
+    monkeypatch.setattr(unprivileged, "choose", lambda *_: "the test's own user")
     monkeypatch.setenv("FAKE_QEMU_LOG", str(tmp_path / "starts"))
     monkeypatch.setattr(accel, "FIRST_LINE", 0.5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,28 @@ def values(vector: list[str], option: str) -> list[str]:
 
 def devices(vector: list[str]) -> list[str]:
     return [value.partition(",")[0] for value in values(vector, "-device")]
+
+
+def test_files_that_are_handed_over_are_named_by_descriptor(machine_of: Load) -> None:
+    machine = machine_of('[[nvdimm]]\nname = "p0"\nsize = "66M"\n')
+    paths = ["/k/bzImage", "/i/initramfs", "/r/root.img", "/m/modules.img", "/n/p0", "/n/ram"]
+    files = {Path(path): number for number, path in enumerate(paths, 21)}
+    vector = build(
+        machine,
+        boot(machine),
+        accel="tcg",
+        wiring=Wiring(11, 12, 13, files),
+        memory=Memory(Path("/n/ram"), shared=False),
+    )
+    words = " ".join(vector)
+    assert [words.count(f"/proc/self/fd/{number}") for number in files.values()] == [1] * 6
+    assert not any(path in words for path in paths)
+
+
+@pytest.mark.parametrize("name", ["a,debug-threads=on", "../../etc/passwd", "x,process=evil"])
+def test_a_machines_name_is_no_option(machine_of: Load, tmp_path: Path, name: str) -> None:
+    machine = replace(machine_of(""), name=name)
+    assert values(argv(machine), "-name") == ["nvh-" + name.replace(",", ",,")]
 
 
 def device(vector: list[str], name: str) -> dict[str, str]:

@@ -17,12 +17,13 @@ from harness.errors import GuestHung, HarnessError, HostError
 from harness.guest import filesystem, provision
 from harness.guest.guest import Guest, deadline_scale
 from harness.guest.keys import Identity
+from harness.guest.launch import started
 from harness.guest.ssh import Result, Ssh
 from harness.images.guest import GuestImages
 from harness.images.initramfs import run_segment
 from harness.qemu import argv
 from harness.qemu.argv import GUEST_ADDRESS, GUEST_GATEWAY, Boot, Memory, Wiring
-from harness.qemu.vm import Vm, launched
+from harness.qemu.vm import Vm
 from harness.rundir import rundir
 from harness.spec import Machine
 
@@ -121,12 +122,7 @@ def booted(
         say(f"booting {recipe.images.kernel.release} on machine {recipe.machine.name}")
         begun = time.monotonic()
         vm = stack.enter_context(
-            launched(
-                lambda wiring: recipe.argv(
-                    initramfs=initramfs, nvdimms=files, wiring=wiring, memory=memory
-                ),
-                folder=folder,
-            )
+            started(recipe, initramfs=initramfs, nvdimms=files, folder=folder, memory=memory)
         )
         guest = connect(recipe, vm, identity, private)
         guest.nvdimms = files
@@ -138,6 +134,7 @@ def booted(
         if provisioned:
             make_ready(guest, plugged=template is None, existing=nvdimms is not None)
         guest.facts["how"] = "boot"
+        guest.facts["qemu_user"] = vm.user
         guest.facts["ready_seconds"] = round(ready, 3)
         guest.facts["ssh_seconds"] = round(answered, 3)
         guest.facts["provisioned_seconds"] = round(time.monotonic() - begun, 3)

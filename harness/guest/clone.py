@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import GuestHung, GuestLost, ImageError
+from harness.guest import launch
 from harness.guest.boot import RAM, write_script
 from harness.guest.guest import Guest
 from harness.guest.provision import VfioInfo, pci_addresses
@@ -19,7 +20,7 @@ from harness.guest.ssh import CommandTimeout, Ssh
 from harness.guest.template import DMESG, STATE, Template, copy_sparse, nvdimm_file
 from harness.qemu import argv, snapshot
 from harness.qemu.argv import Memory
-from harness.qemu.vm import Vm, launched
+from harness.qemu.vm import Vm
 from harness.rundir import rundir
 from harness.spec import PciDevice
 
@@ -57,14 +58,12 @@ def cloned(
         write_script(recipe, folder / "qemu.sh")
         begun = time.monotonic()
         vm = stack.enter_context(
-            launched(
-                lambda wiring: recipe.argv(
-                    initramfs=recipe.images.initramfs,
-                    nvdimms=own or template.nvdimms,
-                    wiring=wiring,
-                    memory=memory,
-                ),
+            launch.started(
+                recipe,
+                initramfs=recipe.images.initramfs,
+                nvdimms=own or template.nvdimms,
                 folder=folder,
+                memory=memory,
                 pass_fds=(state,),
                 grace=0,
             )
@@ -94,6 +93,7 @@ def cloned(
         connected = time.monotonic() - begun
         guest.adopt(_resumed(guest, nonce))
         guest.facts["how"] = "clone"
+        guest.facts["qemu_user"] = vm.user
         guest.facts["qmp_seconds"] = round(greeted, 3)
         guest.facts["running_seconds"] = round(running, 3)
         guest.facts["connected_seconds"] = round(connected, 3)

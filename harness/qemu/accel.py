@@ -6,6 +6,7 @@ the kernel never prints its first line, or where ``-cpu max`` aborts QEMU on an 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,8 +18,8 @@ from pathlib import Path
 
 from harness import process
 from harness.errors import HarnessError, HostError, LaunchError
-from harness.qemu import vm
-from harness.qemu.argv import Wiring
+from harness.qemu import unprivileged, vm
+from harness.qemu.argv import SANDBOX, Wiring
 
 #: How long a kernel under a working KVM may take to its first line, in seconds.
 FIRST_LINE = 4.0
@@ -130,7 +131,13 @@ def _probe(kernel: Path | None, qemu: str) -> tuple[str | None, bool]:
     """
 
     words = "console=ttyS0 earlyprintk=serial,ttyS0 panic=-1"
-    boot = ["-kernel", str(kernel), "-append", words] if kernel else []
+
+    def boot(wiring: Wiring) -> list[str]:
+        if kernel is None:
+            return []
+        handed = wiring.files.get(kernel)
+        image = str(kernel) if handed is None else f"/proc/self/fd/{handed}"
+        return ["-kernel", image, "-append", words]
 
     def argv(wiring: Wiring) -> list[str]:
         return [
@@ -141,18 +148,28 @@ def _probe(kernel: Path | None, qemu: str) -> tuple[str | None, bool]:
             *["-m", "256M"],
             *["-nodefaults", "-no-user-config", "-no-reboot"],
             *["-display", "none"],
+            *["-sandbox", SANDBOX],
             *["-device", "intel-iommu,intremap=on"],
-            *boot,
+            *boot(wiring),
             *["-chardev", f"socket,id=qmp,fd={wiring.qmp}", "-mon", "chardev=qmp,mode=control"],
             *["-chardev", f"socket,id=console,fd={wiring.console}", "-serial", "chardev:console"],
         ]
 
     begun = time.monotonic()
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix="nvh-kvm-") as folder,
-            vm.launched(argv, folder=Path(folder), grace=0) as probed,
-        ):
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nvh-kvm-"))
+            user = unprivileged.choose(None, "kvm", qemu)
+            files: dict[Path, int] = {}
+            if isinstance(user, unprivileged.User):
+                handed = unprivileged.handed_over(
+                    user, readable=[kernel] if kernel else [], own=[], private=[]
+                )
+                files = stack.enter_context(handed)
+            runs_as = None if isinstance(user, str) else user
+            probed = stack.enter_context(
+                vm.launched(argv, folder=Path(folder), grace=0, user=runs_as, files=files)
+            )
             if kernel is None:
                 return None, True
             if probed.console.wait(_LINUX, timeout=FIRST_LINE, check=probed.check):

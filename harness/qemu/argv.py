@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.spec import GIB, MIB, Machine, Nvdimm, PciDevice
@@ -15,6 +15,9 @@ MODULES_SERIAL = "nvhmods"
 #: The first slot of the root bus for the machine's PCI devices; QEMU fills it from 1 on.
 FIRST_SLOT = 0x10
 
+#: seccomp: a QEMU that was taken over starts no program and changes no user, no priority.
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
 #: Where the guest is and what it calls the host, on QEMU's restricted user network.
 GUEST_ADDRESS = "10.0.2.15/24"
 GUEST_GATEWAY = "10.0.2.2"
@@ -22,11 +25,12 @@ GUEST_GATEWAY = "10.0.2.2"
 
 @dataclass(frozen=True)
 class Wiring:
-    """How the harness talks to a QEMU: file descriptors of sockets that QEMU inherits."""
+    """What a QEMU inherits: sockets by which the harness talks to it, and perhaps its files."""
 
     qmp: int
     console: int  # ttyS0: the kernel's console
     shell: int  # ttyS1: a root shell
+    files: Mapping[Path, int] = field(default_factory=dict)  # what it could not open by name
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ def build(
     build_dmar_q35).
     """
     private = memory is not None and not memory.shared and not memory.own_nvdimms
+    boot, memory = _inherited(boot, memory, wiring.files if wiring else {})
     return [
         qemu,
         *_base(machine, accel, memory),
@@ -122,6 +127,25 @@ def build(
             for arg in _pci(device, slot, plugged=memory is None)
         ],
     ]
+
+
+def _inherited(
+    boot: Boot, memory: Memory | None, files: Mapping[Path, int]
+) -> tuple[Boot, Memory | None]:
+    """Put descriptors in the place of the paths that are handed over as such."""
+
+    def named(path: Path) -> Path:
+        return Path(f"/proc/self/fd/{files[path]}") if path in files else path
+
+    boot = replace(
+        boot,
+        kernel=named(boot.kernel),
+        initramfs=named(boot.initramfs),
+        root=named(boot.root),
+        modules=boot.modules and named(boot.modules),
+        nvdimms={name: named(path) for name, path in boot.nvdimms.items()},
+    )
+    return boot, memory and replace(memory, file=named(memory.file))
 
 
 def max_memory(machine: Machine) -> int:
@@ -156,7 +180,7 @@ def _base(machine: Machine, accel: str, ram: Memory | None) -> list[str]:
     if machine.nvdimms:  # QEMU refuses slots without memory to fill them
         memory += f",slots={len(machine.nvdimms)},maxmem={max_memory(machine) // MIB}M"
     return [
-        *["-name", f"nvh-{machine.name}"],
+        *["-name", f"nvh-{machine.name}".replace(",", ",,")],
         *["-machine", kind],
         # One host thread for all vCPUs: with one each, a vCPU now and then runs a stale int3 after
         # another has patched a static key (QEMU 7.2), and the kernel panics in __schedule.
@@ -170,7 +194,7 @@ def _base(machine: Machine, accel: str, ram: Memory | None) -> list[str]:
         "-no-reboot",
         # pvpanic would let QEMU exit with status 0; a paused guest can still be looked at.
         *["-action", "panic=pause"],
-        *["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"],
+        *["-sandbox", SANDBOX],
     ]
 
 

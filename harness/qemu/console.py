@@ -123,6 +123,11 @@ class Console:
             if self._closed:
                 time.sleep(0.02)
 
+    def ended(self, seconds: float) -> bool:
+        """Wait until the other end has closed and all that it wrote has been read."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def close(self) -> None:
         """Stop reading.  What QEMU wrote before it ended has been read by then."""
         self._thread.join(1.0)

@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from harness import process
@@ -15,9 +15,15 @@ from harness.errors import GuestLost, GuestPanic, GuestReset, HarnessError, Laun
 from harness.qemu.argv import Wiring
 from harness.qemu.console import Console
 from harness.qemu.qmp import Qmp, QmpEvent
+from harness.qemu.unprivileged import User
 
 #: How long QEMU may take to greet, in seconds: it maps and checks its memory before.
 GREETING = 30.0
+
+#: What QEMU may say on its standard error, in bytes: a guest can make it complain without end.
+COMPLAINTS = 1 << 20
+#: How much more readily the kernel ends a QEMU than others when the host's memory is short.
+_OOM_SCORE = 500
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 _FATAL = re.compile(r"nvh-init: FATAL: (.*)")
@@ -32,6 +38,7 @@ class Vm:
         qmp: Qmp,
         console: Console,
         shell: socket.socket,
+        stderr: Console,
         folder: Path,
         events: list[QmpEvent],
     ) -> None:
@@ -39,9 +46,12 @@ class Vm:
         self.qmp = qmp
         self.console = console
         self.shell = shell
+        self._stderr = stderr
         self.folder = folder
         #: What QEMU told, appended to on QMP's thread.
         self.events = events
+        #: Whom it runs as, in words.
+        self.user = "the harness's own user"
         self._stopping = False
         self._resumed = False
 
@@ -109,10 +119,8 @@ class Vm:
 
     def words(self) -> str:
         """Return what QEMU itself said, in one line."""
-        try:
-            text = (self.folder / "qemu.stderr").read_text(errors="replace")
-        except OSError:
-            return "it left no message"
+        self._stderr.ended(0.5 if self.child.poll() is not None else 0)
+        text = self._stderr.text()
         lines = [line for line in text.splitlines() if line.strip()]
         return "; ".join(line.strip() for line in lines[-3:]) if lines else "it left no message"
 
@@ -137,6 +145,7 @@ class Vm:
         process.end(self.child, grace=0)
         self.qmp.close()
         self.console.close()
+        self._stderr.close()
         self.shell.close()
 
 
@@ -147,22 +156,30 @@ def launched(
     folder: Path,
     pass_fds: tuple[int, ...] = (),
     grace: float = 2.0,
+    user: User | None = None,
+    files: Mapping[Path, int] | None = None,
 ) -> Iterator[Vm]:
     """Run a QEMU for as long as the block lasts.
 
-    ``argv`` is called with the descriptors that QEMU inherits.  ``folder`` takes console.log and
-    qemu.stderr.  Raises LaunchError with QEMU's own words when it refuses to start.
+    ``argv`` is called with the descriptors that QEMU inherits, ``files`` among them.  ``folder``
+    takes console.log and qemu.stderr.  QEMU runs as ``user``, None for the harness's own.  Raises
+    LaunchError with QEMU's own words when it refuses to start.
     """
     with contextlib.ExitStack() as stack:
-        ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
+        ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
         for end in (*ours, *theirs):
             stack.callback(end.close)
-        stderr = stack.enter_context((folder / "qemu.stderr").open("wb"))
-        fds = tuple(end.fileno() for end in theirs)
+        qmp, console, shell, stderr = (end.fileno() for end in theirs)
+        given = dict(files or {})
         child = process.spawn(
-            argv(Wiring(*fds)), stdout=stderr, stderr=stderr, pass_fds=(*fds, *pass_fds)
+            argv(Wiring(qmp, console, shell, given)),
+            stdout=stderr,
+            stderr=stderr,
+            pass_fds=(qmp, console, shell, *given.values(), *pass_fds),
+            privileges=user.setpriv if user else (),
         )
         stack.callback(process.end, child, grace=0)
+        _make_first_to_go(child.pid)
         for end in theirs:
             end.close()  # so that ours see the end of file when QEMU is gone
         vm = _connect(child, ours, folder)
@@ -170,12 +187,25 @@ def launched(
         yield vm
 
 
+def _make_first_to_go(pid: int) -> None:
+    with contextlib.suppress(OSError):  # it has failed already
+        Path(f"/proc/{pid}/oom_score_adj").write_text(f"{_OOM_SCORE}\n")
+
+
 def _connect(child: subprocess.Popen[bytes], ours: tuple[socket.socket, ...], folder: Path) -> Vm:
     events: list[QmpEvent] = []
-    qmp = Qmp(ours[0], on_event=events.append)
-    vm = Vm(child, qmp, Console(ours[1], folder / "console.log"), ours[2], folder, events)
+    monitor, console, shell, stderr = ours
+    vm = Vm(
+        child,
+        Qmp(monitor, on_event=events.append),
+        Console(console, folder / "console.log"),
+        shell,
+        Console(stderr, folder / "qemu.stderr", limit=COMPLAINTS),
+        folder,
+        events,
+    )
     try:
-        qmp.connect(GREETING)
+        vm.qmp.connect(GREETING)
     except LaunchError as error:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(0.5)
