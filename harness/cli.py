@@ -23,6 +23,7 @@ from harness.commands import (
 )
 from harness.errors import EXIT_INTERRUPTED, HarnessError, HostError
 from harness.pool import ISOLATIONS
+from harness.toml_table import parse_size
 
 #: What a shell shows of a program that wrote into a closed pipe (128 + SIGPIPE).
 EXIT_BROKEN_PIPE = 141
@@ -94,6 +95,12 @@ def _absolute_machine(word: str) -> str:
     return str(Path(word).expanduser().absolute()) if path else word
 
 
+def _size(text: str) -> str:
+    if not parse_size(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 512M or 2G")
+    return text
+
+
 def _terminate(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -136,7 +143,15 @@ def _parser() -> argparse.ArgumentParser:
         "--strict", action="store_true", help="a known issue that no longer shows is a failure"
     )
     test.add_argument(
-        "--with-kernel", action="store_true", help="put the kernel and its modules into bundles"
+        "--with-kernel",
+        action="store_true",
+        help="put the kernel and its modules into bundles",
+    )
+    test.add_argument(
+        "--dump-memory",
+        metavar="SIZE",
+        type=_size,
+        help="keep the memory of a guest that breaks, for crash or drgn: at most 512M, ...",
     )
     test.add_argument("--list", action="store_true", help="show the testcases and run nothing")
     test.set_defaults(pytest_args=[])

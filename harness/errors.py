@@ -74,6 +74,22 @@ class GuestHung(GuestLost):
     """Something in the guest, or the whole guest, makes no progress."""
 
 
+class GuestLockup(GuestHung):
+    """A processor of the guest no longer leaves the kernel."""
+
+
+class GuestUnreachable(GuestLost):
+    """The guest lives, and its network or its SSH server does not."""
+
+
+class GuestOutOfMemory(GuestLost):
+    """The guest's kernel killed what the test needs, for lack of memory."""
+
+
+class HostStall(GuestLost):
+    """The host keeps QEMU from running."""
+
+
 class GuestReset(GuestLost):
     """The guest reset or powered off without having been asked to."""
 

@@ -48,11 +48,23 @@ class Observer:
                 self.dmesg = self.guest.dmesg(self._token)
             except HarnessError as error:
                 log.warning("no dmesg: %s", error)
+        said = self.dmesg
+        if said and classify(said.splitlines()):
+            said = self.guest.only_the_kernels(said)
         if not self.dmesg:
-            self.dmesg = self.console
+            said = self.dmesg = self.console
         self.console = self._earlier + self.console
         self.dmesg = self._earlier + self.dmesg
-        self.unexpected = list(unexpected(classify(self.dmesg.splitlines()), allowed))
+        said = self._earlier + said
+        self.unexpected = list(unexpected(classify(said.splitlines()), allowed))
+
+    def add(self, words: str, allowed: Sequence[str]) -> list[Finding]:
+        """Add what the console said after the end; return what is found in that alone."""
+        self.console += words
+        self.dmesg += words
+        late = list(unexpected(classify(words.splitlines()), allowed))
+        self.unexpected += late
+        return late
 
     def save(self, folder: Path) -> None:
         """Write both slices into the test's folder."""

@@ -133,6 +133,8 @@ class GuestPool:
         self._shared: dict[str, tuple[contextlib.ExitStack, Guest]] = {}
         # One more than start ahead: what a test waits for queues behind none of them.
         self._starter = ThreadPoolExecutor(max_workers=ahead + 1, thread_name_prefix="pool")
+        #: Told of a clone whose test is over, and of what ends it: True says that it will be ended.
+        self.keep: Callable[[Guest, Callable[[], None]], bool] = lambda _, __: False
         rundir.sweep()
 
     @contextlib.contextmanager
@@ -160,13 +162,14 @@ class GuestPool:
                 yield guest
             return
         warm = self._take(template)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(warm.stack.close)
             clone = warm.guest.result()
             clone.facts["boot_findings"] = self._boot_findings(template.path)
             self._refill(then)
             yield clone
-        finally:
-            warm.stack.close()
+            if self.keep(clone, warm.stack.close):
+                stack.pop_all()
 
     @contextlib.contextmanager
     def power_cycled(self, guest: Guest) -> Iterator[Guest]:

@@ -9,15 +9,20 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import paths
+from harness.aftermath import Aftermath
 from harness.errors import (
+    GuestLockup,
+    GuestOutOfMemory,
     GuestPanic,
     GuestReset,
     HarnessError,
@@ -27,13 +32,16 @@ from harness.errors import (
 from harness.guest import CommandTimeout, Guest
 from harness.lab import Lab, check_drivers
 from harness.observe import Observer
-from harness.pool import ISOLATIONS, GuestPool, Wish, guest_pool
+from harness.pool import GuestPool, guest_pool
+from harness.qemu import dump
 from harness.report.escape import printable
 from harness.report.record import TestRecord
 from harness.report.results import ResultsDir, append, write_atomic, write_json
 from harness.run_bundles import about
+from harness.run_options import add_options, wish_of
 from harness.run_reporter import RECORD, UNWRITTEN, Reporter
 from harness.run_state import RunState, end_bundle, load_catalogue, run_state, worker_id
+from harness.toml_table import parse_size
 from harness.verdict.expectation import Case, Mismatch, NotProven, row_id
 from harness.verdict.status import Status
 
@@ -41,6 +49,8 @@ _ROW = re.compile(r"\b([A-Za-z])(\d{1,3})\b(?!\w)")
 
 
 _SPLAT = "the kernel's log shows a fault"
+#: What the kernel under test is answerable for; the other ends of a guest are not its.
+_KERNELS_FAULT = GuestPanic | GuestReset | GuestLockup | GuestOutOfMemory | CommandTimeout
 
 
 class Splat(AssertionError):
@@ -53,32 +63,22 @@ class ComparedNothing(Exception):
     hint = "every way through a test takes it to a case.expect()"
 
 
+#: How long what a guest says after its test waits for the test's record, in seconds.
+_RECORD_PATIENCE = 60.0
 _CASE = pytest.StashKey[Case]()
 _OBSERVER = pytest.StashKey[Observer]()
 _BEGUN = pytest.StashKey[float]()
 _NEXT = pytest.StashKey[pytest.Item | None]()
 _OUTCOME = pytest.StashKey[tuple[Status, str, str]]()
+_AFTERMATH = pytest.StashKey[Aftermath]()
+#: Files of records that were written anew, for the next report to name.
+_AMENDED = pytest.StashKey[list[Path]]()
+_RECORDED = pytest.StashKey[threading.Event]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register the options; nvh test sets them."""
-    group = parser.getgroup("nvh", "nvdimm-harness")
-    group.addoption("--nvh-kernel", metavar="K", help="bzImage, kernel tree or debian:6.1")
-    group.addoption("--nvh-accel", metavar="A", default="auto", help="auto, kvm or tcg")
-    group.addoption("--nvh-machine", metavar="M", default="default", help="name or .toml file")
-    group.addoption(
-        "--nvh-isolation",
-        choices=ISOLATIONS,
-        default="clone",
-        help="what a test without a marker gets: a fresh clone, a cold boot or a shared guest",
-    )
-    group.addoption(
-        "--nvh-strict", action="store_true", help="a known issue that no longer shows is a failure"
-    )
-    group.addoption("--nvh-trusted", action="store_true", help="images have just been verified")
-    group.addoption("--nvh-results", metavar="DIR", help="an existing results directory")
-    group.addoption("--nvh-workloads", metavar="DIR", help="other binaries than make workloads'")
-    group.addoption("--nvh-with-kernel", action="store_true", help="bundles hold the kernel")
+    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -115,7 +115,11 @@ def guests(request: pytest.FixtureRequest) -> Iterator[GuestPool]:
     state = run_state(request.config)
     folder = state.results.path / "guests" / (worker_id(request.config) or "main")
     folder.mkdir(parents=True)
-    with guest_pool(state.lab, folder, evidence=state.results.path) as pool:
+    aftermath = request.config.stash[_AFTERMATH] = Aftermath()
+    with (
+        guest_pool(state.lab, folder, evidence=state.results.path) as pool,
+        contextlib.closing(aftermath),
+    ):
         yield pool
 
 
@@ -138,13 +142,24 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
     ``isolation("shared")``, ``machine("NAME")``, ``kernel_args("WORD", ...)``.  A test that takes
     the fixture ``power_cycle`` as well gets one whose NVDIMMs outlive its QEMU.
     """
-    wish = _wish(request.node, request.config)
+    wish = wish_of(request.node, request.config)
     if wish.machine is not None:
         check_machine(run_state(request.config).lab, wish.machine)
     following = request.node.stash.get(_NEXT, None)
     then = None
     if following is not None and "guest" in getattr(following, "fixturenames", ()):
-        then = _wish(following, request.config)
+        then = wish_of(following, request.config)
+    recorded = request.node.stash[_RECORDED] = threading.Event()
+
+    def keep(clone: Guest, end: Callable[[], None]) -> bool:
+        def told(words: str) -> None:
+            recorded.wait(_RECORD_PATIENCE)
+            _keep_logs(request.node, clone)
+            _amend(request.node, words)
+
+        return request.config.stash[_AFTERMATH].keep(clone, end, told)
+
+    guests.keep = keep
     with guests.guest(wish, then) as given:
         observer = Observer(given, request.node.nodeid)
         request.node.stash[_OBSERVER] = observer
@@ -152,6 +167,7 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
         given.begun = _commands(request.node)
         observer.begin()
         yield given
+        _dump_memory(request.node, given)
     _keep_logs(request.node, given)
 
 
@@ -199,6 +215,37 @@ def _commands(item: pytest.Item) -> Callable[[str], None]:
     return lambda command: append(file, f"{command}\n")
 
 
+def _dump_memory(item: pytest.Item, guest: Guest) -> None:
+    """Keep the memory of a guest that broke, where the run was asked to."""
+    limit = parse_size(item.config.getoption("--nvh-dump-memory") or "")
+    broke = guest.broken is not None or guest.vm.death() is not None
+    if not limit or not broke or guest.vm.child.poll() is not None:
+        return
+    try:
+        folder = run_state(item.config).results.test_dir(item.nodeid)
+        dump.save(guest.vm, folder / "vmcore", limit=limit)
+    except HarnessError as error:
+        guest.note(f"no memory dump: {error}")
+
+
+def _amend(item: pytest.Item, words: str) -> None:
+    """Take back the verdict on a test whose guest's kernel complained when it was over."""
+    observer, made = item.stash[_OBSERVER], item.stash.get(_CASE, None)
+    late = observer.add(words, made.allowed if made else ())
+    if not late:
+        return
+    if item.stash.get(_OUTCOME, (Status.PASS,))[0] in (Status.PASS, Status.SKIP):
+        titles = "; ".join(finding.title for finding in late)
+        item.stash[_OUTCOME] = (Status.FAIL, f"{_SPLAT}, after the test: {titles}", "")
+    folder = run_state(item.config).results.test_dir(item.nodeid)
+    seconds = TestRecord.load(folder / "result.json").seconds
+    record = replace(_record(item), seconds=seconds)
+    record.save(folder)
+    _begin_bundle(item)  # the one of a test that had passed is gone
+    end_bundle(run_state(item.config), record)
+    item.config.stash.setdefault(_AMENDED, []).append(folder / "result.json")
+
+
 def check_machine(lab: Lab, name: str) -> None:
     """Skip a test whose own machine the kernel cannot drive: the run's other tests go on."""
     try:
@@ -217,27 +264,6 @@ def _keep_logs(item: pytest.Item, guest: Guest, prefix: str = "") -> None:
         shutil.move(str(file), str(folder / f"{prefix}{target}"))
     with contextlib.suppress(OSError):
         guest.vm.folder.rmdir()
-
-
-def _wish(item: pytest.Item, config: pytest.Config) -> Wish:
-    """Return the guest that a test's markers and the run's options ask for."""
-
-    def word(name: str) -> str | None:
-        marker = item.get_closest_marker(name)
-        if marker is not None and (len(marker.args) != 1 or marker.kwargs):
-            raise pytest.UsageError(f"{item.nodeid}: marker {name} takes one word")
-        return str(marker.args[0]) if marker else None
-
-    isolation = word("isolation") or str(config.getoption("--nvh-isolation"))
-    if isolation not in ISOLATIONS:
-        known = ", ".join(ISOLATIONS)
-        raise pytest.UsageError(f"{item.nodeid}: no isolation is called {isolation!r} ({known})")
-    power_cycle = "power_cycle" in getattr(item, "fixturenames", ())
-    if power_cycle and isolation == "shared":
-        raise pytest.UsageError(f"{item.nodeid}: a shared guest's power is not cut")
-    arguments = item.get_closest_marker("kernel_args")
-    append = tuple(str(argument) for argument in arguments.args) if arguments else ()
-    return Wish(isolation, word("machine"), append, power_cycle)
 
 
 # Verdicts
@@ -274,7 +300,7 @@ def _judge(when: str, error: BaseException) -> tuple[Status, str, str]:
         when == "call" and isinstance(error, AssertionError)
     ):
         return Status.FAIL, first, hint
-    if when == "call" and isinstance(error, GuestPanic | GuestReset | CommandTimeout):
+    if when == "call" and isinstance(error, _KERNELS_FAULT):
         return Status.FAIL, first, hint
     if isinstance(error, HarnessError):
         return Status.MISS, first, hint
@@ -319,6 +345,14 @@ def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInf
         record.save(folder)
         end_bundle(run_state(item.config), record)
         report.user_properties.append((RECORD, str(folder / "result.json")))
+        if recorded := item.stash.get(_RECORDED, None):
+            recorded.set()
+        aftermath = item.config.stash.get(_AFTERMATH, None)
+        if aftermath and item.stash.get(_NEXT, None) is None:
+            aftermath.wait()
+        amended = item.config.stash.setdefault(_AMENDED, [])
+        while amended:
+            report.user_properties.append((RECORD, str(amended.pop())))
 
 
 def _known(item: pytest.Item) -> str:
@@ -355,6 +389,10 @@ def _record(item: pytest.Item) -> TestRecord:
         observer.save(folder)
         findings = [finding.as_dict() for finding in observer.unexpected]
         facts["guest"] = observer.guest.facts
+        stacks = getattr(observer.guest.broken, "stacks", "")
+        if stacks:
+            write_atomic(folder / "stacks.txt", stacks)
+            excerpts["stacks"] = stacks
         if status is not Status.PASS:
             excerpts["dmesg"] = observer.dmesg
     sections = getattr(item, "_report_sections", [])
@@ -397,9 +435,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Note when the test began, and begin its bundle."""
     item.stash[_BEGUN] = time.time()
     if _is_testcase(item):
-        state = run_state(item.config)
-        row = state.catalogue.of_test(item.name)
-        state.bundles.begin(about(item.nodeid, row, _wish(item, item.config), state.lab))
+        _begin_bundle(item)
+
+
+def _begin_bundle(item: pytest.Item) -> None:
+    state = run_state(item.config)
+    row = state.catalogue.of_test(item.name)
+    state.bundles.begin(about(item.nodeid, row, wish_of(item, item.config), state.lab))
 
 
 # Reports, on the controller
@@ -411,7 +453,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not testcases:
         return
     for item in testcases:
-        _wish(item, config)
+        wish_of(item, config)
     try:
         # Not from the state: who only looks at the tests makes no results.
         catalogue = load_catalogue()

@@ -63,7 +63,14 @@ class Reporter:
             pytest.exit(str(error), returncode=EXIT_UNTESTABLE)
 
     def _add(self, record: TestRecord) -> None:
-        run_state(self._config).records.append(record)
+        records = run_state(self._config).records
+        # A record that comes again holds what its guest said after the test.
+        for index, known in enumerate(records):
+            if known.nodeid == record.nodeid:
+                records[index] = record
+                break
+        else:
+            records.append(record)
         self._write()
 
     def _write(self, status: int | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +17,9 @@ from harness.lab import Lab, Options
 from harness.qemu.console import Console
 from harness.spec import Machine, load_machine
 from tests.made_up_runs import runs
+from tests.real_runs import cache, started, template
 
-__all__ = ["runs"]  # a fixture
+__all__ = ["cache", "runs", "started", "template"]  # fixtures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -79,3 +82,15 @@ def shared(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """One provisioned guest of the default machine for all tests that leave it sound."""
     with booted(recipe, tmp_path_factory.mktemp("shared")) as guest:
         yield guest
+
+
+@pytest.fixture
+def reliability() -> Callable[[str, str, float, int | None], None]:
+    """Take a fault, the verdict, the seconds in between and the limit, for docs/reliability.md."""
+
+    def note(fault: str, verdict: str, seconds: float, limit: int | None) -> None:
+        if file := os.environ.get("NVH_RELIABILITY"):
+            with Path(file).open("a") as out:
+                out.write(json.dumps([fault, verdict, seconds, limit]) + "\n")
+
+    return note

@@ -248,9 +248,10 @@ def test_software_and_command_line(machine_of: Load) -> None:
 
 def test_a_panic_leaves_a_body(machine_of: Load) -> None:
     vector = argv(machine_of(""))
-    assert values(vector, "-action") == ["panic=pause"]
+    assert values(vector, "-action") == ["panic=pause,watchdog=pause"]
     assert "-no-reboot" in vector
     assert "pvpanic" in devices(vector)
+    assert "i6300esb" in devices(vector)
 
 
 def test_extra_arguments_stay_whole_and_in_order(machine_of: Load) -> None:

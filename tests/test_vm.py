@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 from qemu.qmp import QMPClient
 
-from harness.errors import GuestLost, GuestPanic, GuestReset, HostError, LaunchError
+from harness.errors import (
+    GuestLockup,
+    GuestLost,
+    GuestPanic,
+    GuestReset,
+    HostError,
+    HostStall,
+    LaunchError,
+)
 from harness.qemu import vm
 from harness.qemu.argv import Wiring
 from harness.qemu.vm import Vm
@@ -209,6 +217,71 @@ def test_a_qemu_that_stalls(launch: Launch) -> None:
         freeze(machine)
         with pytest.raises(HostError, match="did not answer"):
             machine.qmp.execute("query-status", timeout=0.3)
+
+
+def test_a_qemu_that_somebody_stops_is_the_hosts_fault(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm, "STALL", 0.2)
+    with launch("greet;sleep:60") as machine:
+        freeze(machine)
+        assert machine.death() is None  # a debugger does so for a moment
+        error = death(machine)
+        assert isinstance(error, HostStall)
+        assert "is stopped" in error.message
+        os.kill(machine.child.pid, signal.SIGCONT)
+        assert_running(machine)
+        assert machine.death() is None
+
+
+def assert_running(machine: Vm) -> None:
+    deadline = time.monotonic() + 30
+    while ") T " in Path(f"/proc/{machine.child.pid}/stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+LOCKED = "RIP=ffffffff93d402f5 RFL=00000046 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=0\r\n"
+IDLE = "RIP=ffffffff93e402f5 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\r\n"
+WORDS = "[   26.1] watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [perl:261]"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "registers", "said"),
+    [
+        (f"print:{WORDS}", (IDLE, LOCKED), "BUG: soft lockup - CPU#1 stuck for 26s! [perl:261]"),
+        ("event:WATCHDOG", (LOCKED, LOCKED), "CPUs 0, 1 in the kernel with interrupts off"),
+        ("event:WATCHDOG", (IDLE, IDLE), "no program has run"),
+    ],
+)
+def test_a_lockup_is_told_with_registers(
+    launch: Launch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scenario: str,
+    registers: tuple[str, str],
+    said: str,
+) -> None:
+    text = "".join(f"\r\nCPU#{n}\r\nRAX=0 RBX=0\r\n{line}" for n, line in enumerate(registers))
+    monkeypatch.setenv("FAKE_QEMU_HMP", text)
+    with launch(f"greet;asked;{scenario};sleep:60") as machine:
+        error = death(machine)
+        assert isinstance(error, GuestLockup)
+        assert error.message.startswith(f"lockup: {said}")
+        assert machine.death() is error
+    assert "CPU#1" in (tmp_path / "registers.txt").read_text()
+
+
+def test_who_prints_a_lockup_does_not_end_the_guest(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_QEMU_HMP", f"CPU#0\r\nRAX=0\r\n{IDLE}")
+    with launch(f"greet;asked;print:{WORDS};sleep:60") as machine:
+        deadline = time.monotonic() + 30
+        while "soft lockup" not in machine.console.text():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert machine.death() is None
 
 
 def test_a_command_after_the_end_is_an_error(launch: Launch) -> None:

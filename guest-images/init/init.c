@@ -11,6 +11,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/watchdog.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -32,6 +33,13 @@
 #define DISK_DEADLINE_S 10
 /* A set-up script that hangs must not cost us the shell that can look at it. */
 #define RC_PATIENCE_S 20
+/*
+ * The watchdog of the machine: when nobody has fed it for so long, QEMU pauses the guest.  The kernel
+ * tells of a soft lockup after 20 s and some.
+ */
+#define WATCHDOG "/dev/watchdog"
+#define WATCHDOG_S 50
+#define FEED_S 5
 
 /* Through the kernel log, so that a printk cannot cut the line in two. */
 static void say(const char *fmt, ...)
@@ -297,9 +305,21 @@ static bool have_serial_console(void)
 	return usable;
 }
 
+/* A machine or a kernel without one does without. */
+static int open_watchdog(void)
+{
+	int fd = open(WATCHDOG, O_WRONLY | O_CLOEXEC), timeout = WATCHDOG_S;
+
+	if (fd >= 0 && ioctl(fd, WDIOC_SETTIMEOUT, &timeout) < 0)
+		say(WATCHDOG ": %s", strerror(errno));
+	return fd;
+}
+
 static _Noreturn void serve(void)
 {
 	const struct timespec patience = { .tv_sec = RC_PATIENCE_S }, second = { .tv_sec = 1 };
+	const struct timespec feeding = { .tv_sec = FEED_S };
+	int watchdog = -1;
 	const bool console = have_serial_console();
 	pid_t rc = start_rc(), shell = 0;
 	double shell_started = 0;
@@ -313,12 +333,15 @@ static _Noreturn void serve(void)
 	sigaddset(&awaited, SIGUSR2);
 	for (;;) {
 		/* A shell that ends at once, on a broken port, is started again once a second. */
-		const struct timespec *timeout = shell > 0 ? NULL : shell < 0 ? &second : &patience;
+		const struct timespec *timeout = shell < 0 ? &second : shell == 0 ? &patience :
+						 watchdog < 0 ? NULL : &feeding;
 		int signal = sigtimedwait(&awaited, NULL, timeout);
 		bool out_of_patience = signal < 0 && errno == EAGAIN && !shell;
 		int status;
 		pid_t child;
 
+		if (watchdog >= 0)
+			ioctl(watchdog, WDIOC_KEEPALIVE);
 		if (signal == SIGTERM || signal == SIGUSR2)
 			power_off();
 		while ((child = waitpid(-1, &status, WNOHANG)) > 0) {
@@ -329,6 +352,7 @@ static _Noreturn void serve(void)
 			rc = 0;
 			if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
 				fatal("rc ended with status 0x%x", (unsigned int)status);
+			watchdog = open_watchdog();
 		}
 		if (!console || (rc > 0 && !shell && !out_of_patience))
 			continue;

@@ -178,6 +178,8 @@ def _arguments(root: Path, args: argparse.Namespace) -> list[str]:
         f"--nvh-isolation={args.isolation}",
         "--nvh-trusted",
     ]
+    if args.dump_memory:
+        chosen.append(f"--nvh-dump-memory={args.dump_memory}")
     if args.strict:
         chosen.append("--nvh-strict")
     if args.with_kernel:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import GuestHung, GuestLost, HarnessError, UsageError, WorkloadError
-from harness.guest import filesystem, ktap
+from harness.guest import diagnosis, filesystem, ktap
 from harness.guest.filesystem import Mount
 from harness.guest.ktap import WorkloadResult
 from harness.guest.provision import NamespaceInfo, VfioInfo
@@ -20,14 +20,13 @@ from harness.images.store import file_hash
 from harness.qemu.vm import Vm
 from harness.spec import Machine
 
+#: How long a command may say nothing before the guest is asked whether it is there, in seconds,
+#: before TCG's factor.
+SILENCE = 8.0
+#: The exit status of a command that SIGKILL ended.
+_SIGKILLED = 137
 #: Where workloads live in the guest.
 WORKLOADS = "/opt/nvh"
-
-_STACKS = (
-    "for t in /proc/[0-9]*/task/[0-9]*; do s=$(cut -d')' -f2 $t/stat 2>/dev/null | cut -c2); "
-    'case "$s" in D) ;; *) grep -q break_layout $t/stack 2>/dev/null || continue;; esac; '
-    'echo "$t $(cat $t/comm) state $s wchan $(cat $t/wchan)"; cat $t/stack; done'
-)
 
 
 def deadline_scale(accel: str) -> float:
@@ -72,6 +71,9 @@ class Guest:
         #: Of a clone: the log of the boot, which the guest itself no longer holds.
         self.log_before: Path | None = None
         self._marks = 0
+        self._spoken = 0  # the console's position when the last command began
+        self.ssh.on_silence = self._listen
+        self.ssh.patience = SILENCE * self.scale
         #: Takes what workloads print, as they end.
         self.note: Callable[[str], None] = lambda _: None
         #: Takes each command before it is run.
@@ -89,15 +91,37 @@ class Guest:
         raises WorkloadError.  A guest that dies or hangs meanwhile raises what happened to it.
         """
         self.begun(command)
+        self._spoken = self.vm.console.position
         try:
             done = self.ssh.run(command, timeout=timeout * self.scale)
         except GuestLost as error:
+            known = self.broken
             self.broken = error
-            raise
+            if known is None:
+                self.broken = self._explained(error)
+            if self.broken is error:
+                raise
+            raise self.broken from error
+        if done.status == _SIGKILLED and (oom := diagnosis.out_of_memory(self, self._spoken)):
+            self.broken = oom
+            raise oom
         if check and done.status != 0:
             words = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
             raise WorkloadError(f"{command!r} ended with status {done.status}: {words[-1]}")
         return done
+
+    def _explained(self, error: GuestLost) -> GuestLost:
+        """Return what is behind a command that was lost, as far as it can be found out."""
+        if isinstance(error, CommandTimeout):
+            return diagnosis.hung(self, error)
+        if type(error) is GuestLost and self.vm.child.poll() is None:
+            return diagnosis.cut_off(self, self._spoken) or error
+        return error
+
+    def _listen(self) -> None:
+        """Find out whether a silent guest can be heard at all; raises what keeps it from that."""
+        if not diagnosis.answers(self) and (error := diagnosis.cut_off(self, self._spoken)):
+            raise error
 
     def workload(self, name: str, *options: str, timeout: float = 60.0) -> WorkloadResult:
         """Run a workload and return what it observed; it is copied in when it is first used.
@@ -107,11 +131,8 @@ class Guest:
         """
         self.install(name)
         command = shlex.join([f"{WORKLOADS}/{name}", *options])
-        try:
-            self.note(f"$ {command}")
-            done = self.run(command, timeout=timeout, check=False)
-        except CommandTimeout as error:
-            raise CommandTimeout(error.message, hint=self.stuck()) from error
+        self.note(f"$ {command}")
+        done = self.run(command, timeout=timeout, check=False)
         self.note((done.stdout + done.stderr).rstrip())
         return ktap.parse(
             shlex.join([name, *options]), done.status, done.stdout, done.stderr, done.seconds
@@ -192,16 +213,6 @@ class Guest:
                 with contextlib.suppress(WorkloadError):
                     self.run(f"umount {path}", timeout=30.0)
 
-    def stuck(self) -> str:
-        """Return state, wchan and stack of the tasks that wait, and have sysrq-w in dmesg."""
-        command = f"echo w > /proc/sysrq-trigger; {_STACKS}"
-        try:
-            return self.ssh.run(command, timeout=10.0 * self.scale).stdout or "no task waits"
-        except HarnessError:
-            with contextlib.suppress(HarnessError):
-                return self.serial.run(command, timeout=10.0 * self.scale)[1]
-        return "the guest does not answer"
-
     def cut_power(self) -> None:
         """Kill QEMU at once: what was not on an NVDIMM is gone."""
         self.vm.stop(grace=0)
@@ -238,17 +249,32 @@ class Guest:
 
         It comes through the serial shell where SSH is dead.
         """
-        # One that is broken has had its chance to answer.
-        timeout = (5.0 if self.broken else 20.0) * self.scale
         try:
-            text = self.ssh.run("dmesg", timeout=timeout).stdout
-        except HarnessError:
-            try:
-                text = self.serial.run("dmesg", timeout=timeout)[1]
-            except GuestHung:
-                text = self.vm.console.text()
+            text = self._log("dmesg")
+        except GuestHung:
+            text = self.vm.console.text()
         if since is None and self.log_before is not None:
             return self.log_before.read_text(errors="replace") + text
         if not since or since not in text:
             return text
         return text[text.index("\n", text.index(since)) + 1 :] if "\n" in text else ""
+
+    def only_the_kernels(self, text: str) -> str:
+        """Return the lines of a log that the kernel itself wrote, all where that cannot be told.
+
+        Any program can write "Kernel panic" into /dev/kmsg or /dev/console.
+        """
+        try:
+            known = set(self._log("dmesg --kernel").splitlines())
+        except HarnessError:
+            return text
+        return "".join(f"{line}\n" for line in text.splitlines() if line in known)
+
+    def _log(self, command: str) -> str:
+        """Return what dmesg says; it comes through the serial shell where SSH is dead."""
+        # One that is broken has had its chance to answer.
+        timeout = (5.0 if self.broken else 20.0) * self.scale
+        try:
+            return self.ssh.run(command, timeout=timeout).stdout
+        except HarnessError:
+            return self.serial.run(command, timeout=timeout)[1]

@@ -29,7 +29,11 @@ _AFTERMATH = 1.0
 
 
 class CommandTimeout(GuestHung):
-    """A command in the guest did not end within its deadline."""
+    """A command in the guest did not end within its deadline; ``stacks`` tells of who waits."""
+
+    def __init__(self, message: str, *, stacks: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.stacks = stacks
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,9 @@ class Ssh:
         self._identity = identity
         self._check = check
         self._connection: fabric.Connection | None = None
+        #: Called when a command has been silent for ``patience`` seconds; raises what is wrong.
+        self.on_silence: Callable[[], None] = lambda: None
+        self.patience = 10.0
 
     def connect(self, timeout: float) -> None:
         """Log in.  GuestLost: refused, another host key, or no answer within ``timeout`` seconds.
@@ -157,6 +164,11 @@ class Ssh:
         """Whether there is a session that has not been lost."""
         return self._connection is not None and bool(self._connection.is_connected)
 
+    @property
+    def transport(self) -> paramiko.Transport | None:
+        """The connection below the session, None while there is none."""
+        return None if self._connection is None else self._connection.transport
+
     def run(
         self,
         command: str,
@@ -204,9 +216,7 @@ class Ssh:
         return Result(command, status, out.text(), err.text(), time.monotonic() - begun)
 
     def _open(self, timeout: float) -> paramiko.Channel:
-        transport: paramiko.Transport | None = (
-            None if self._connection is None else self._connection.transport
-        )
+        transport = self.transport
         if transport is None or not transport.is_active():
             raise EOFError("not connected")
         return transport.open_session(timeout=max(timeout, 1.0))
@@ -219,11 +229,14 @@ class Ssh:
         A background process may hold them open for ever, so once the command has ended, a pause
         ends the reading too; but the exit status may overtake the last of the output.
         """
-        heard = time.monotonic()
+        heard = asked = time.monotonic()
         while True:
             now = time.monotonic()
             if now > deadline:
                 raise TimeoutError
+            if now - max(asked, heard) > self.patience:
+                self.on_silence()
+                asked = time.monotonic()
             if channel.recv_ready() or channel.recv_stderr_ready():
                 heard = now
                 if channel.recv_ready():

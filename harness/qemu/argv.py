@@ -14,6 +14,8 @@ MODULES_SERIAL = "nvhmods"
 
 #: The first slot of the root bus for the machine's PCI devices; QEMU fills it from 1 on.
 FIRST_SLOT = 0x10
+#: Behind those; the ICH9 has 0x1f.
+WATCHDOG_SLOT = 0x1E
 
 #: seccomp: a QEMU that was taken over starts no program and changes no user, no priority.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -115,6 +117,7 @@ def build(
         *_network(),
         *["-device", "virtio-rng-pci"],
         *["-device", "pvpanic"],
+        *["-device", f"i6300esb,addr={WATCHDOG_SLOT:#x}"],
         *[
             arg
             for dimm in machine.nvdimms
@@ -193,7 +196,7 @@ def _base(machine: Machine, accel: str, ram: Memory | None) -> list[str]:
         *["-display", "none"],
         "-no-reboot",
         # pvpanic would let QEMU exit with status 0; a paused guest can still be looked at.
-        *["-action", "panic=pause"],
+        *["-action", "panic=pause,watchdog=pause"],
         *["-sandbox", SANDBOX],
     ]
 

@@ -94,6 +94,11 @@ class Console:
         start = max(0, len(self._tail) - (self._total - position))
         return bytes(self._tail[start:])
 
+    def search(self, pattern: re.Pattern[bytes], *, since: int = 0) -> re.Match[bytes] | None:
+        """Look for a pattern in what came since a position."""
+        with self._changed:
+            return pattern.search(self._since(since))
+
     def wait(
         self,
         pattern: re.Pattern[bytes],

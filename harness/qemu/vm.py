@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from harness import process
-from harness.errors import GuestLost, GuestPanic, GuestReset, HarnessError, LaunchError
+from harness.errors import (
+    GuestLockup,
+    GuestLost,
+    GuestPanic,
+    GuestReset,
+    HarnessError,
+    HostStall,
+    LaunchError,
+)
+from harness.qemu import processors
 from harness.qemu.argv import Wiring
 from harness.qemu.console import Console
 from harness.qemu.qmp import Qmp, QmpEvent
@@ -27,6 +36,11 @@ _OOM_SCORE = 500
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 _FATAL = re.compile(r"nvh-init: FATAL: (.*)")
+#: How long QEMU may be stopped before that is told, in seconds: a debugger stops it for moments.
+STALL = 2.0
+_LOCKUP = re.compile(
+    rb"\] (?:watchdog: )?((?:BUG: soft lockup|Watchdog detected hard LOCKUP)[^\r\n]*)[\r\n]"
+)
 
 
 class Vm:
@@ -54,6 +68,9 @@ class Vm:
         self.user = "the harness's own user"
         self._stopping = False
         self._resumed = False
+        self._stopped_since: float | None = None
+        self._looked = 0  # up to here the console holds no lockup
+        self._lockup: GuestLockup | None = None
 
     def event(self, name: str) -> QmpEvent | None:
         """Return the first event of a name, None while there was none."""
@@ -76,13 +93,63 @@ class Vm:
                 return self._ended_itself(reason)
         status = self.child.poll()
         if status is None:
-            return None
+            return self._stall() or self._locked_up()
         # The last event may still be on its way when the process has already gone.
         time.sleep(0.05)
         if shutdown is None and self.event("SHUTDOWN") is not None:
             return self.death()
         how = f"signal {-status}" if status < 0 else f"status {status}"
         return GuestLost(f"QEMU died with {how}: {self.words()}")
+
+    def _stall(self) -> HostStall | None:
+        """Say that somebody has stopped QEMU's process."""
+        try:
+            stat = Path(f"/proc/{self.child.pid}/stat").read_text()
+        except OSError:
+            return None
+        if stat.rpartition(")")[2].split()[0] not in "Tt":
+            self._stopped_since = None
+            return None
+        now = time.monotonic()
+        self._stopped_since = self._stopped_since or now
+        if now - self._stopped_since < STALL:
+            return None
+        return HostStall(
+            f"host stall: QEMU (process {self.child.pid}) is stopped",
+            hint="was it sent SIGSTOP, or is a debugger attached?",
+        )
+
+    def _locked_up(self) -> GuestLockup | None:
+        """Say that the guest's watchdog has barked, or that the kernel tells of a lockup.
+
+        Anybody in the guest can print the kernel's words: QEMU has to see the processor as well.
+        """
+        if self._lockup is not None:
+            return self._lockup
+        barked = self.event("WATCHDOG") is not None
+        position = self.console.position
+        match = None
+        if barked or position != self._looked:
+            # A line may have come in halves.
+            match = self.console.search(_LOCKUP, since=max(0, self._looked - 200))
+            self._looked = position
+        if not (match or barked):
+            return None
+        seen = processors.told(self.qmp)
+        if barked or seen:
+            words = match[1].decode(errors="replace") if match else ""
+            if not words:
+                words = seen or "no program has run"
+            elif seen:
+                words += f" ({seen})"
+            self._lockup = GuestLockup(f"lockup: {words}")
+            self.save_registers()
+        return self._lockup
+
+    def save_registers(self) -> None:
+        """Keep what the processors hold in registers.txt, as far as QEMU still answers."""
+        with contextlib.suppress(HarnessError, OSError):
+            (self.folder / "registers.txt").write_text(processors.registers(self.qmp))
 
     def check(self) -> None:
         """Raise what ``death`` says."""
@@ -102,6 +169,8 @@ class Vm:
                 self.console.wait(re.compile(rb"end Kernel panic"), timeout=3.0)
         text = self.console.text()
         match = _PANIC.search(text)
+        if not (self.folder / "registers.txt").exists():
+            self.save_registers()
         return GuestPanic(
             f"the guest's kernel panicked: {match[1].strip() if match else 'no message'}",
             trace=text[-16384:],
@@ -115,7 +184,9 @@ class Vm:
             return GuestLost(f"the guest could not boot: {match[1].strip()}")
         if _PANIC.search(text):
             return self._panic()
-        return GuestReset(f"the guest ended unasked ({reason})", hint="see console.log")
+        return GuestReset(
+            f"unexpected reset: the guest ended unasked ({reason})", hint="see console.log"
+        )
 
     def words(self) -> str:
         """Return what QEMU itself said, in one line."""

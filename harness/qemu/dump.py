@@ -1,0 +1,58 @@
+"""A guest's memory in a file that crash(8) and drgn read, taken before the guest is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from harness.errors import HarnessError, HostError
+from harness.qemu.vm import Vm
+
+#: How long QEMU may take, in seconds: a guest of 1 GiB takes five under load.
+PATIENCE = 120.0
+_POLL = 0.05
+
+
+def save(vm: Vm, file: Path, *, limit: int) -> None:
+    """Write RAM and registers in kdump's compressed format; the guest is stopped meanwhile.
+
+    A file that grows beyond ``limit`` bytes is removed, and its QEMU is ended with it.  Raises
+    HostError.
+    """
+    aside = file.with_name(f".{file.name}.tmp")
+    descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        vm.qmp.send_file(descriptor, "dump")
+        wanted = {"paging": False, "protocol": "fd:dump", "detach": True, "format": "kdump-zlib"}
+        vm.qmp.execute("dump-guest-memory", wanted)
+        _wait(vm, descriptor, limit)
+        aside.replace(file)
+    except HarnessError:
+        vm.stop(grace=0)  # or it would go on writing
+        raise
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+
+
+def _wait(vm: Vm, descriptor: int, limit: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        # Holes of a sparse file cost nothing; kdump writes its bitmaps ahead of them.
+        if os.fstat(descriptor).st_blocks * 512 > limit:
+            raise HostError(
+                f"the memory dump is larger than {limit >> 20} MiB",
+                hint="allow more: --dump-memory SIZE",
+            )
+        answer = vm.qmp.execute("query-dump")
+        match answer.get("status"):
+            case "completed":
+                return
+            case "failed":
+                raise HostError("QEMU could not dump the guest's memory", hint="is the disk full?")
+        if time.monotonic() > deadline:
+            raise HostError(f"no memory dump after {PATIENCE:.0f} s")
+        time.sleep(_POLL)

@@ -1,0 +1,50 @@
+"""What a run's options and a test's markers ask for."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.pool import ISOLATIONS, Wish
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register the options of the plugin."""
+    group = parser.getgroup("nvh", "nvdimm-harness")
+    group.addoption("--nvh-kernel", metavar="K", help="bzImage, kernel tree or debian:6.1")
+    group.addoption("--nvh-accel", metavar="A", default="auto", help="auto, kvm or tcg")
+    group.addoption("--nvh-machine", metavar="M", default="default", help="name or .toml file")
+    group.addoption(
+        "--nvh-isolation",
+        choices=ISOLATIONS,
+        default="clone",
+        help="what a test without a marker gets: a fresh clone, a cold boot or a shared guest",
+    )
+    group.addoption(
+        "--nvh-strict", action="store_true", help="a known issue that no longer shows is a failure"
+    )
+    group.addoption("--nvh-trusted", action="store_true", help="images have just been verified")
+    group.addoption("--nvh-dump-memory", metavar="SIZE", help="keep a broken guest's memory")
+    group.addoption("--nvh-results", metavar="DIR", help="an existing results directory")
+    group.addoption("--nvh-workloads", metavar="DIR", help="other binaries than make workloads'")
+    group.addoption("--nvh-with-kernel", action="store_true", help="bundles hold the kernel")
+
+
+def wish_of(item: pytest.Item, config: pytest.Config) -> Wish:
+    """Return the guest that a test's markers and the run's options ask for."""
+
+    def word(name: str) -> str | None:
+        marker = item.get_closest_marker(name)
+        if marker is not None and (len(marker.args) != 1 or marker.kwargs):
+            raise pytest.UsageError(f"{item.nodeid}: marker {name} takes one word")
+        return str(marker.args[0]) if marker else None
+
+    isolation = word("isolation") or str(config.getoption("--nvh-isolation"))
+    if isolation not in ISOLATIONS:
+        known = ", ".join(ISOLATIONS)
+        raise pytest.UsageError(f"{item.nodeid}: no isolation is called {isolation!r} ({known})")
+    power_cycle = "power_cycle" in getattr(item, "fixturenames", ())
+    if power_cycle and isolation == "shared":
+        raise pytest.UsageError(f"{item.nodeid}: a shared guest's power is not cut")
+    arguments = item.get_closest_marker("kernel_args")
+    append = tuple(str(argument) for argument in arguments.args) if arguments else ()
+    return Wish(isolation, word("machine"), append, power_cycle)

@@ -1,0 +1,265 @@
+"""Faults of the host and of the harness, each played: named, cleaned up, earlier results intact."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness import paths
+from harness.errors import GuestReset
+from harness.guest.boot import Recipe, booted
+from harness.guest.template import KIND
+from harness.images.store import file_hash
+from tests.real_runs import BUILDER, CHEAP, Cache, Eventually, Run, Started
+
+pytestmark = pytest.mark.guest
+
+Reliability = Callable[..., None]
+
+SIGNALS = {"SIGINT": 130, "SIGTERM": 130, "SIGKILL": -9}
+
+
+def first_result(run: Run) -> bool:
+    return (run.results / "latest" / "junit.xml").exists()
+
+
+def a_guest(run: Run) -> bool:
+    return bool(run.cache.guests())
+
+
+def at_once(_: Run) -> bool:
+    return True
+
+
+@pytest.mark.parametrize("moment", [at_once, a_guest, first_result])
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_leaves_nothing_behind(
+    started: Started,
+    eventually: Eventually,
+    reliability: Reliability,
+    name: str,
+    moment: Callable[[Run], bool],
+) -> None:
+    run = started(CHEAP, workers=1)
+    eventually(lambda: moment(run), seconds=240)
+    if moment is at_once:
+        time.sleep(1.0)  # Python has started, and whatever comes next is interrupted
+    begun = time.monotonic()
+    run.process.send_signal(getattr(signal, name))
+    out = run.end(60)
+    eventually(lambda: not run.cache.guests(), seconds=60)
+    seconds = time.monotonic() - begun
+    if moment is not at_once:  # before the command line is up a signal has its own way
+        assert run.process.returncode == SIGNALS[name], out
+    assert run.cache.locked() == []
+    if moment is first_result:
+        assert run.summary()["finished"] is False
+        assert set(run.verdicts().values()) == {"PASS"}
+        assert sum(suite.tests for suite in run.junit()) == len(run.verdicts())
+    said = "no QEMU, no lock left; results readable"
+    if moment is not at_once:
+        reliability(
+            f"{name} to the harness, {moment.__name__.replace('_', ' ')}",
+            f"exit status {run.process.returncode}: {said}",
+            seconds,
+            2,
+        )
+
+
+def test_the_controller_of_two_workers_is_killed(started: Started, eventually: Eventually) -> None:
+    run = started(CHEAP)
+    eventually(lambda: a_guest(run), seconds=240)
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.wait(30)
+    eventually(lambda: not run.cache.guests(), seconds=60)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_what_was_being_made_is_not_half_published(
+    cache: Cache, eventually: Eventually, tmp_path: Path, name: str
+) -> None:
+    machine = tmp_path / "bare.toml"
+    machine.write_text('[machine]\nmemory = "512M"\n')
+    (cache.path / "store" / KIND).unlink()
+    with subprocess.Popen(
+        [sys.executable, "-c", BUILDER, str(machine)],
+        cwd=paths.source_tree(),
+        env=cache.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as maker:
+        eventually(cache.guests, seconds=120)
+        maker.send_signal(getattr(signal, name))
+        maker.wait(30)
+    eventually(lambda: not cache.guests(), seconds=30)
+    published = cache.path / "store" / KIND
+    assert not published.exists() or list(published.iterdir()) == []
+    subprocess.run(
+        [sys.executable, "-m", "harness.cli", "image", "gc"],
+        cwd=paths.source_tree(),
+        env=cache.env,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def small_disk(*folders: Path, size: str) -> list[str]:
+    """Return what runs a command with small file systems of its own, without being root."""
+    mounts = "".join(f"mount -t tmpfs -o size={size} none '{folder}' && " for folder in folders)
+    who = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-rm"]
+    if subprocess.run([*who, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("no name space of mounts to be had here")
+    return [
+        *who,
+        "sh",
+        "-c",
+        f'{mounts}"$@"; code=$?; cp -r "$KEEP" "$KEPT" 2>/dev/null; exit $code',
+        "sh",
+    ]
+
+
+def test_no_room_for_results(
+    started: Started, tmp_path: Path, reliability: Reliability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    monkeypatch.setenv("KEEP", str(disk / "results"))
+    monkeypatch.setenv("KEPT", str(kept))
+    run = started(CHEAP, workers=1, before=small_disk(disk, size="300k"), into=disk / "results")
+    out = run.end(240)
+    assert run.process.returncode == 125
+    assert out.count("disk full: ") == 1, out
+    left = dataclasses.replace(run, results=kept)
+    verdicts = left.verdicts()
+    assert set(verdicts.values()) <= {"PASS"}
+    assert left.summary()["finished"] is False
+    assert sum(suite.tests for suite in left.junit()) == len(verdicts)
+    line = next(line for line in out.splitlines() if "disk full: " in line)
+    reliability("no room for results and logs", line.replace(str(tmp_path), ""), 0.0, 5)
+
+
+def test_no_room_for_a_guests_files(
+    started: Started, tmp_path: Path, reliability: Reliability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    before = small_disk(Path("/dev/shm"), temporary, size="1M")
+    begun = time.monotonic()
+    run = started("test_s7", workers=1, before=before)
+    out = run.end(120)
+    assert run.process.returncode == 125
+    words = "1 GiB free for a guest"
+    assert words in " ".join(out.split())
+    (record,) = run.summary()["tests"]
+    assert record["status"] == "MISS"
+    reliability(
+        "no room for a guest's disks", f"MISS: {record['message']}", time.monotonic() - begun, 5
+    )
+
+
+def boot_sector() -> bytes:
+    """Return what QEMU takes for a Linux kernel, whose first instructions are a triple fault."""
+    image = bytearray(64 << 10)
+    image[0x1F1] = 4  # sectors of the part that runs in real mode
+    image[0x1FE:0x200] = b"\x55\xaa"
+    image[0x200:0x202] = b"\xeb\x66"  # jmp 0x268
+    image[0x202:0x208] = b"HdrS" + (0x20C).to_bytes(2, "little")
+    image[0x211] = 1  # loaded high
+    image[0x22C:0x230] = (0x7FFFFFFF).to_bytes(4, "little")
+    image[0x238:0x23C] = (2047).to_bytes(4, "little")
+    image[0x268:0x26E] = bytes.fromhex("0f011e000300"[:12])[:5] + b"\xcc"  # lidt [0x300]; int3
+    return bytes(image)
+
+
+def test_a_boot_loop(recipe: Recipe, tmp_path: Path, reliability: Reliability) -> None:
+    kernel = tmp_path / "bzImage"
+    kernel.write_bytes(boot_sector())
+    images = dataclasses.replace(
+        recipe.images, kernel=dataclasses.replace(recipe.images.kernel, image=kernel)
+    )
+    begun = time.monotonic()
+    with (
+        pytest.raises(GuestReset, match=r"unexpected reset: .*guest-reset") as caught,
+        booted(dataclasses.replace(recipe, images=images), tmp_path, lasting=True),
+    ):
+        pass
+    reliability("boot loop", f"MISS: {caught.value.message}", time.monotonic() - begun, 5)
+
+
+PREPARE = """
+import time
+from harness.lab import Lab, Options
+begun = time.monotonic()
+said = []
+images = Lab(Options(accel="tcg"), say=said.append).images
+print(time.monotonic() - begun, images.initramfs, len(said))
+"""
+
+
+def prepare(cache: Cache, *, processes: int = 1) -> list[list[str]]:
+    """Let processes prepare images at once; return seconds, path and how much each said."""
+    asking = [
+        subprocess.Popen(
+            [sys.executable, "-c", PREPARE],
+            cwd=paths.source_tree(),
+            env=cache.env,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(processes)
+    ]
+    return [asked.communicate(timeout=240)[0].split() for asked in asking]
+
+
+def own_initramfs(cache: Cache) -> None:
+    """Let a cache have an initramfs of its own, to be damaged or removed."""
+    kind = cache.path / "store" / "initramfs"
+    real = kind.resolve()
+    kind.unlink()
+    shutil.copytree(real, kind)
+
+
+def test_a_flipped_byte_in_an_image(cache: Cache, reliability: Reliability) -> None:
+    own_initramfs(cache)
+    ((_, path, _),) = prepare(cache)
+    image = Path(path)
+    whole = file_hash(image)
+    damaged = bytearray(image.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    image.chmod(0o600)
+    image.write_bytes(damaged)
+    ((seconds, again, said),) = prepare(cache)
+    assert file_hash(Path(again)) == whole
+    assert int(said) > 0
+    reliability("a flipped byte in an image", "it is built again, and said", float(seconds), 10)
+
+
+def test_of_two_that_need_an_image_one_builds_it(cache: Cache, reliability: Reliability) -> None:
+    own_initramfs(cache)
+    shutil.rmtree(cache.path / "store" / "initramfs")
+    first, second = prepare(cache, processes=2)
+    assert first[1] == second[1]
+    assert sorted(int(said[2]) > 0 for said in (first, second)) == [False, True]
+    seconds = max(float(first[0]), float(second[0]))
+    reliability("two runs need one image", "one builds it, one waits", seconds, 10)
+
+
+def test_the_report_of_a_killed_run_is_json(started: Started, eventually: Eventually) -> None:
+    """Whatever moment SIGKILL comes at, a reader finds whole files."""
+    run = started(CHEAP, workers=1)
+    eventually(lambda: first_result(run), seconds=240)
+    run.process.kill()
+    run.end(30)
+    for file in (run.results / "latest").rglob("*.json"):
+        json.loads(file.read_text())
