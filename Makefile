@@ -14,7 +14,7 @@ bin := $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := test
-.PHONY: help setup workloads test nightly check lint unit guest bench soak clean
+.PHONY: help setup workloads test nightly check lint unit guest bench soak reliability clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -49,6 +49,9 @@ bench: workloads ## measure the harness; medians go to results/bench.json
 
 soak: workloads ## run the whole catalogue 20 times and name each verdict that differs
 	@$(bin)/python -m benchmarks.soak $(ARGS)
+
+reliability: workloads ## play every fault once; docs/reliability.md tells verdicts and seconds
+	@$(bin)/python -m benchmarks.reliability
 
 clean: ## remove what was built here; results and the user's image cache stay
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

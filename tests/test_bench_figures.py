@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import reliability
 from benchmarks.figures import Figure, lines, ratio, record
 
 SLOW = Figure("a boot", "s", (6.0, 4.0, 5.0), 8.0)
@@ -86,3 +87,16 @@ def test_a_whole_measurement_says_that_it_is_whole(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     assert list(record(file, {}, iter([SLOW]))) == [SLOW]
     assert loaded(file)["finished"] is True
+
+
+def test_the_page_of_faults_says_which_came_too_late() -> None:
+    rows = [
+        ["a fault", "FAIL: a|b\nc", 2.04, 5],
+        ["another", "MISS", 16.0, 5],
+        ["a third", "", 1, None],
+    ]
+    lines = reliability.page(rows, "head\n", 3.0).splitlines()
+    assert lines[0] == "head"
+    assert lines[1] == "| a fault | FAIL: a\\|b c | 2.0 | 15 |"
+    assert lines[2].endswith("| 16.0 | 15 MISSED |")
+    assert lines[3].endswith("| 1.0 | – |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import select
 import shlex
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fabric
 import paramiko
@@ -26,6 +27,10 @@ OUTPUT_LIMIT = 4 << 20
 #: How long the streams of a command that has ended may pause before they count as held open by a
 #: process that it left behind, in seconds.
 _AFTERMATH = 1.0
+#: How much longer than a deadline paramiko may take to notice it, in seconds.
+_GRACE = 2.0
+
+T = TypeVar("T")
 
 
 class CommandTimeout(GuestHung):
@@ -187,10 +192,8 @@ class Ssh:
         begun = time.monotonic()
         out, err = _Capture(on_stdout), _Capture(on_stderr)
         try:
-            channel = self._open(timeout)
+            channel = self._attend(lambda: self._open(command, timeout), begun + timeout)
             with contextlib.closing(channel):
-                with _closed_after(channel, begun + timeout - time.monotonic()):
-                    channel.exec_command(command)
                 if stdin is not None:
                     channel.settimeout(timeout)
                     channel.sendall(stdin)
@@ -215,11 +218,44 @@ class Ssh:
             status = 255
         return Result(command, status, out.text(), err.text(), time.monotonic() - begun)
 
-    def _open(self, timeout: float) -> paramiko.Channel:
+    def _open(self, command: str, timeout: float) -> paramiko.Channel:
         transport = self.transport
         if transport is None or not transport.is_active():
             raise EOFError("not connected")
-        return transport.open_session(timeout=max(timeout, 1.0))
+        begun = time.monotonic()
+        channel = transport.open_session(timeout=max(timeout, 1.0))
+        try:
+            with _closed_after(channel, begun + timeout - time.monotonic()):
+                channel.exec_command(command)
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def _attend(self, work: Callable[[], T], deadline: float) -> T:
+        """Do what paramiko waits for without looking around, on a thread, and look around."""
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=run, name="ssh", daemon=True).start()
+        asked = time.monotonic()
+        while True:
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                return done.result(0.05)
+            if done.done():
+                return done.result()  # its own error, a time-out perhaps
+            self._check()
+            now = time.monotonic()
+            if now > deadline + _GRACE:
+                raise TimeoutError
+            if now - asked > self.patience:
+                self.on_silence()
+                asked = time.monotonic()
 
     def _drain(
         self, channel: paramiko.Channel, out: _Capture, err: _Capture, deadline: float

@@ -1,0 +1,92 @@
+"""Play every fault of guests and hosts once and write docs/reliability.md from what was told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import paths, ui
+from harness.errors import HarnessError
+from harness.guest.guest import deadline_scale
+from harness.lab import Lab, Options
+from harness.report.escape import one_line
+
+#: The tests that play them; each notes fault, verdict, seconds and limit.
+TESTS = ("tests/test_faults_guest.py", "tests/test_faults_host.py")
+ACCEL = "tcg"
+_HEAD = """\
+# Reliability
+
+What the harness says when a guest or the host fails, and how soon. `make reliability` plays each
+fault once, for real, and writes this page; the tests that it runs ({tests}) fail when a verdict is
+another one. Seconds are from the fault to the record on disk; limits are for KVM, three times that
+without it. FAIL is the kernel's fault, MISS the harness's or the host's, and MISS is never green.
+
+{when}: {kernel}, {qemu}, {accel}, {host}.
+
+| fault | verdict | seconds | limit |
+| --- | --- | --- | --- |
+"""
+
+
+def page(rows: Sequence[Sequence[Any]], head: str, scale: float) -> str:
+    """Return the page for rows of fault, verdict, seconds and the limit under KVM."""
+    lines = [head]
+    for fault, verdict, seconds, limit in rows:
+        cells = [one_line(str(fault)), one_line(str(verdict), 300), f"{seconds:.1f}"]
+        late = limit is not None and seconds > limit * scale
+        allowed = "–" if limit is None else f"{limit * scale:g}{' MISSED' if late else ''}"
+        text = " | ".join(cell.replace("|", "\\|") for cell in [*cells, allowed])
+        lines.append(f"| {text} |\n")
+    return "".join(lines)
+
+
+def main() -> int:
+    """Play the faults; the exit code is that of the tests, which do not judge the seconds."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.reliability", description=__doc__
+    ).parse_args()
+    try:
+        return _run()
+    except HarnessError as error:
+        return ui.complain(error)
+
+
+def _run() -> int:
+    root = paths.source_tree()
+    with ui.progress() as shown:
+        about = Lab(Options(accel=ACCEL), say=shown.say).properties()
+    with tempfile.TemporaryDirectory(prefix="nvh-") as folder:
+        noted = Path(folder) / "rows"
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *TESTS, "-q", "-p", "no:cacheprovider"],
+            cwd=root,
+            env={**os.environ, "NVH_RELIABILITY": str(noted)},
+            check=False,
+        )
+        rows = [json.loads(line) for line in noted.read_text().splitlines()]
+    head = _HEAD.format(
+        tests=", ".join(TESTS),
+        when=time.strftime("%Y-%m-%d"),
+        kernel=f"kernel {about['kernel']}",
+        qemu=f"QEMU {about['qemu']}",
+        accel=about["accel"],
+        host=f"{platform.release()} on {len(os.sched_getaffinity(0))} cores",
+    )
+    target = root / "docs" / "reliability.md"
+    target.write_text(page(rows, head, deadline_scale(ACCEL)))
+    print(f"written to {target}")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
