@@ -44,7 +44,7 @@ def page(rows: Sequence[Sequence[Any]], head: str, scale: float) -> str:
     for fault, verdict, seconds, limit in rows:
         cells = [one_line(str(fault)), one_line(str(verdict), 300), f"{seconds:.1f}"]
         late = limit is not None and seconds > limit * scale
-        allowed = "–" if limit is None else f"{limit * scale:g}{' MISSED' if late else ''}"
+        allowed = "-" if limit is None else f"{limit * scale:g}{' MISSED' if late else ''}"
         text = " | ".join(cell.replace("|", "\\|") for cell in [*cells, allowed])
         lines.append(f"| {text} |\n")
     return "".join(lines)

@@ -99,4 +99,4 @@ def test_the_page_of_faults_says_which_came_too_late() -> None:
     assert lines[0] == "head"
     assert lines[1] == "| a fault | FAIL: a\\|b c | 2.0 | 15 |"
     assert lines[2].endswith("| 16.0 | 15 MISSED |")
-    assert lines[3].endswith("| 1.0 | – |")
+    assert lines[3].endswith("| 1.0 | - |")

@@ -23,6 +23,8 @@ from harness.spec import Machine
 #: How long a command may say nothing before the guest is asked whether it is there, in seconds,
 #: before TCG's factor.
 SILENCE = 8.0
+#: What ssh(1) returns, and Ssh.run, when the connection ends before the command.
+_NO_STATUS = 255
 #: The exit status of a command that SIGKILL ended.
 _SIGKILLED = 137
 #: Where workloads live in the guest.
@@ -94,6 +96,8 @@ class Guest:
         self._spoken = self.vm.console.position
         try:
             done = self.ssh.run(command, timeout=timeout * self.scale)
+            if done.status == _NO_STATUS and not self.ssh.connected:
+                raise GuestLost(f"SSH broke during: {command}")
         except GuestLost as error:
             known = self.broken
             self.broken = error
