@@ -411,11 +411,7 @@ def test_memory_limits_how_many_tests_run_at_once(
 def test_the_list_names_rows_in_order_with_their_sources(nvh: Nvh) -> None:
     said = nvh("test", "--list")
     assert said.code == 0
-    heads = [line.split()[0] for line in said.out.splitlines() if not line.startswith(" ")]
-    reports = [name for name in heads if name.endswith(":")]
-    ids = heads[: len(heads) - len(reports)]
-    assert heads == ids + reports
-    assert said.out.count("report: ") == len(reports) >= 5
+    ids = [line.split()[0] for line in said.out.splitlines() if not line.startswith(" ")]
     assert {"V1", "V3", "V8", "V11", "V13", "V18", "L1", "L5", "S1", "S6", "K1"} <= set(ids)
     rows = [name for name in ids if name[1:].isdigit()]
     assert rows == sorted(rows, key=lambda name: (name[0], int(name[1:])))
