@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, HostError
 from harness.guest import Guest
 from harness.report.results import write_atomic
 from harness.verdict.classifier import Finding, classify, unexpected
@@ -57,6 +57,12 @@ class Observer:
         self.dmesg = self._earlier + self.dmesg
         said = self._earlier + said
         self.unexpected = list(unexpected(classify(said.splitlines()), allowed))
+
+    def check_logs(self) -> None:
+        """Raise HostError when the host could not keep what the guest said."""
+        console = self.guest.vm.console
+        if console.log_lost:
+            raise HostError(str(console.log_error), hint="free space for the results")
 
     def add(self, words: str, allowed: Sequence[str]) -> list[Finding]:
         """Add what the console said after the end; return what is found in that alone."""

@@ -282,6 +282,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     if observer is not None and observer.unexpected:
         titles = "; ".join(finding.title for finding in observer.unexpected)
         raise Splat(f"{_SPLAT}: {titles}")
+    if observer is not None:
+        observer.check_logs()
     if case is not None and not case.expectations:
         raise ComparedNothing("it compared nothing")
     return outcome

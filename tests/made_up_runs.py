@@ -35,6 +35,7 @@ pytest_plugins = ["harness.pytest_plugin"]
 
 class Console:
     position = 0
+    log_lost = False
 
     def text(self, since=0, limit=0):
         return "console\\n"

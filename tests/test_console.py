@@ -169,6 +169,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_guest(log: Path, words: 
     ended(console, theirs)
     assert console.log_error is not None
     assert str(log) in console.log_error
+    assert console.log_lost
     assert words in console.log_error
 
 

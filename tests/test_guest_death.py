@@ -17,7 +17,14 @@ import paramiko
 import pytest
 
 from harness import paths, rundir
-from harness.errors import GuestLost, GuestPanic, GuestReset, HarnessError, LaunchError
+from harness.errors import (
+    GuestLost,
+    GuestPanic,
+    GuestReset,
+    HarnessError,
+    HostError,
+    LaunchError,
+)
 from harness.guest import Guest
 from harness.guest.boot import Recipe, booted
 from harness.guest.clone import cloned
@@ -25,6 +32,7 @@ from harness.guest.keys import Identity
 from harness.guest.ssh import CommandTimeout, Ssh
 from harness.guest.template import Template
 from harness.lab import Lab
+from harness.qemu import dump
 
 pytestmark = pytest.mark.guest
 
@@ -88,6 +96,24 @@ def test_a_panic_is_told_with_its_trace(victim: Guest) -> None:
     with pytest.raises(GuestPanic):  # at once, not when the deadline is over
         victim.run("true", timeout=60)
     assert time.monotonic() - begun < 60
+
+
+def test_the_memory_of_a_guest_that_panicked_is_kept_within_bounds(
+    victim: Guest, tmp_path: Path
+) -> None:
+    with pytest.raises(GuestPanic):
+        victim.run("echo c > /proc/sysrq-trigger; sleep 300", timeout=60)
+    assert "RIP=" in (victim.vm.folder / "registers.txt").read_text()
+    core = tmp_path / "vmcore"
+    dump.save(victim.vm, core, limit=1 << 30)
+    with core.open("rb") as file:
+        assert file.read(8) == b"KDUMP   "  # what makedumpfile writes, and crash and drgn read
+        head = file.read(4096)
+    assert b"nvh" in head or b"x86_64" in head  # utsname
+    assert core.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(HostError, match="larger than 1 MiB"):
+        dump.save(victim.vm, tmp_path / "second", limit=1 << 20)
+    assert sorted(path.name for path in tmp_path.glob("*") if "second" in path.name) == []
 
 
 @pytest.mark.parametrize(("key", "reason"), [("b", "guest-reset"), ("o", "guest-shutdown")])

@@ -34,6 +34,8 @@ class Console:
         self._closed = False
         #: Why the log is incomplete, None while it is not.
         self.log_error: str | None = None
+        #: Whether that is the host's fault and not the guest's, which said too much.
+        self.log_lost = False
         self._thread = threading.Thread(target=self._drain, name="console", daemon=True)
         self._thread.start()
 
@@ -45,7 +47,7 @@ class Console:
                     self._keep(chunk)
                     self._write(log, chunk)
         except OSError as error:
-            self.log_error = f"{self._log}: {error.strerror}"
+            self.log_error, self.log_lost = f"{self._log}: {error.strerror}", True
             while chunk := self._receive():
                 self._keep(chunk)
         finally:
@@ -77,7 +79,7 @@ class Console:
                 self.log_error = f"{self._log}: cut after {self._limit} bytes"
                 log.write(f"\n[cut after {self._limit} bytes]\n".encode())
         except OSError as error:
-            self.log_error = f"{self._log}: {error.strerror}"
+            self.log_error, self.log_lost = f"{self._log}: {error.strerror}", True
 
     @property
     def position(self) -> int:
