@@ -29,6 +29,7 @@ STYLES = {
 }
 #: From this many tests on, those of a row that ended alike share a line.
 _MANY = 25
+_ROW_WIDTH = 4
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,19 @@ def lines_of(records: Sequence[TestRecord]) -> list[Line]:
 
 
 def _group(row: str, word: str, group: Sequence[TestRecord]) -> Line:
-    count = f" ({len(group)} tests)" if len(group) > 1 else ""
+    count = f" ({_tests(len(group))})" if len(group) > 1 else ""
     # What the most of them saw stands for all; each test's own line is in summary.json.
     seen = Counter(record.seen for record in group).most_common(1)[0][0]
     title = group[0].title or group[0].name
+    if len(row) > _ROW_WIDTH:  # a report's name
+        row, title = "mail", f"{row}: {title}"
     return Line(
         row, one_line(title, 70) + count, word, sum(record.seconds for record in group), seen
     )
+
+
+def _tests(count: int) -> str:
+    return f"{count} test" + "s" * (count != 1)
 
 
 def _place(record: TestRecord) -> tuple[str, int, str]:
@@ -104,8 +111,9 @@ def _place(record: TestRecord) -> tuple[str, int, str]:
 def plain_lines(lines: Sequence[Line]) -> list[str]:
     """Return the table's lines in columns."""
     width = max((len(line.what) for line in lines), default=0)
+    rows = max([_ROW_WIDTH, *(len(line.row) for line in lines)])
     return [
-        f"{line.row:<4} {line.what:<{width}} {line.word:<5} {line.seconds:6.1f} s  "
+        f"{line.row:<{rows}} {line.what:<{width}} {line.word:<5} {line.seconds:6.1f} s  "
         f"{one_line(line.seen, 100)}".rstrip()
         for line in lines
     ]
@@ -131,7 +139,7 @@ def footer(
             ]
     for issue in sorted({record.known for record in records if record.known}):
         count = sum(record.known == issue for record in records)
-        lines.append(f"known issue {issue}: {count} tests (testcases/known-issues.toml)")
+        lines.append(f"known issue {issue}: {_tests(count)} (testcases/known-issues.toml)")
     for issue in sorted({issue for record in records for issue in record.fixed}):
         tests = [record.name for record in records if issue in record.fixed]
         lines.append(f"known issue {issue} no longer shows: {', '.join(tests)}")
