@@ -23,6 +23,7 @@ from harness.commands import (
 )
 from harness.errors import EXIT_INTERRUPTED, HarnessError, HostError
 from harness.pool import ISOLATIONS
+from harness.time_limit import OF_RUN, OF_TEST
 from harness.toml_table import parse_size
 
 #: What a shell shows of a program that wrote into a closed pipe (128 + SIGPIPE).
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"{args.name} takes nothing after --")
     _absolute(args)
+    # Nobody else writes what the harness makes, whatever the user's mask lets them.
+    os.umask(os.umask(0o077) | 0o022)
     # SIGTERM ends a run as Ctrl-C does: every context manager is left, every guest ended.
     signal.signal(signal.SIGTERM, _terminate)
     action: Callable[[argparse.Namespace], int] = args.action
@@ -139,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a fresh clone for each test (default), a cold boot, or one shared guest",
     )
     test.add_argument("--results", metavar="DIR", help="where results go (default: results/)")
+    _time_options(test)
     test.add_argument(
         "--strict", action="store_true", help="a known issue that no longer shows is a failure"
     )
@@ -244,6 +248,23 @@ def _guest_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be started and start nothing"
     )
+
+
+def _time_options(parser: argparse.ArgumentParser) -> None:
+    for name, default, what in (
+        ("--max-time", OF_RUN, "the run may take; what is left of it then is MISS"),
+        ("--max-test-time", OF_TEST, "a test may take, its guest's start included"),
+    ):
+        text = f"how many seconds {what} ({default:g})"
+        parser.add_argument(name, metavar="S", type=seconds, default=default, help=text)
+
+
+def seconds(word: str) -> float:
+    """Return a time; argparse tells a ValueError as a wrong value."""
+    value = float(word)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
 
 
 def _kernel_option(parser: argparse.ArgumentParser) -> None:

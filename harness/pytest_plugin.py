@@ -21,15 +21,11 @@ import pytest
 from harness import paths
 from harness.aftermath import Aftermath
 from harness.errors import (
-    GuestLockup,
-    GuestOutOfMemory,
-    GuestPanic,
-    GuestReset,
     HarnessError,
     HostError,
     UnfitKernel,
 )
-from harness.guest import CommandTimeout, Guest
+from harness.guest import Guest
 from harness.lab import Lab, check_drivers
 from harness.observe import Observer
 from harness.pool import GuestPool, guest_pool
@@ -43,28 +39,17 @@ from harness.run_reporter import RECORD, UNWRITTEN, Reporter
 from harness.run_state import RunState, end_bundle, load_catalogue, run_state, worker_id
 from harness.toml_table import parse_size
 from harness.verdict.expectation import Case, Mismatch, NotProven, row_id
+from harness.verdict.judge import SPLAT, ComparedNothing, Splat, judge
 from harness.verdict.status import Status
 
 _ROW = re.compile(r"\b([A-Za-z])(\d{1,3})\b(?!\w)")
 
 
-_SPLAT = "the kernel's log shows a fault"
-#: What the kernel under test is answerable for; the other ends of a guest are not its.
-_KERNELS_FAULT = GuestPanic | GuestReset | GuestLockup | GuestOutOfMemory | CommandTimeout
-
-
-class Splat(AssertionError):
-    """The kernel's log shows a fault that the test did not declare."""
-
-
-class ComparedNothing(Exception):
-    """A test ended well without a word about the kernel."""
-
-    hint = "every way through a test takes it to a case.expect()"
-
-
 #: How long what a guest says after its test waits for the test's record, in seconds.
 _RECORD_PATIENCE = 60.0
+#: What of a traceback, or of a section of captured output, a terminal is shown, in characters.
+_SHOWN = 1 << 16
+
 _CASE = pytest.StashKey[Case]()
 _OBSERVER = pytest.StashKey[Observer]()
 _BEGUN = pytest.StashKey[float]()
@@ -236,7 +221,7 @@ def _amend(item: pytest.Item, words: str) -> None:
         return
     if item.stash.get(_OUTCOME, (Status.PASS,))[0] in (Status.PASS, Status.SKIP):
         titles = "; ".join(finding.title for finding in late)
-        item.stash[_OUTCOME] = (Status.FAIL, f"{_SPLAT}, after the test: {titles}", "")
+        item.stash[_OUTCOME] = (Status.FAIL, f"{SPLAT}, after the test: {titles}", "")
     folder = run_state(item.config).results.test_dir(item.nodeid)
     seconds = TestRecord.load(folder / "result.json").seconds
     record = replace(_record(item), seconds=seconds)
@@ -273,7 +258,8 @@ def _keep_logs(item: pytest.Item, guest: Guest, prefix: str = "") -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Run the test, then read the kernel's log: a splat fails the test whatever it returned."""
     try:
-        outcome = yield
+        with _limited(item):
+            outcome = yield
     finally:
         observer = item.stash.get(_OBSERVER, None)
         case = item.stash.get(_CASE, None)
@@ -281,33 +267,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
             observer.end(case.allowed if case else ())
     if observer is not None and observer.unexpected:
         titles = "; ".join(finding.title for finding in observer.unexpected)
-        raise Splat(f"{_SPLAT}: {titles}")
+        raise Splat(f"{SPLAT}: {titles}")
     if observer is not None:
         observer.check_logs()
     if case is not None and not case.expectations:
         raise ComparedNothing("it compared nothing")
     return outcome
-
-
-def _judge(when: str, error: BaseException) -> tuple[Status, str, str]:
-    """Return status, message and hint of an exception that ended a test."""
-    hint = getattr(error, "hint", None) or ""
-    message = error.message if isinstance(error, HarnessError) else str(error)
-    first = (message.strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, NotProven):
-        return error.status, first, hint
-    if isinstance(error, pytest.skip.Exception):
-        return Status.SKIP, first, hint
-    if isinstance(error, Mismatch | Splat) or (
-        when == "call" and isinstance(error, AssertionError)
-    ):
-        return Status.FAIL, first, hint
-    if when == "call" and isinstance(error, _KERNELS_FAULT):
-        return Status.FAIL, first, hint
-    if isinstance(error, HarnessError):
-        return Status.MISS, first, hint
-    named = "" if isinstance(error, ComparedNothing) else f"{type(error).__name__}: "
-    return Status.ERROR, f"{named}{first}", hint
 
 
 @pytest.hookimpl(wrapper=True)
@@ -327,10 +292,10 @@ def pytest_runtest_makereport(
 
 def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     if call.excinfo is not None:
-        status, message, hint = _judge(call.when, call.excinfo.value)
+        status, message, hint = judge(call.when, call.excinfo.value)
         if _OUTCOME not in item.stash:
             item.stash[_OUTCOME] = (status, message, hint)
-        words = f"{status}: {message}" + (f" ({hint})" if hint else "")
+        words = printable(f"{status}: {message}" + (f" ({hint})" if hint else ""))
         known = _known(item) if status is Status.FAIL else ""
         if known:
             # As an expected failure: pytest counts it apart.
@@ -341,6 +306,9 @@ def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInf
             report.longrepr = (str(item.path), item.location[1] or 0, words)
         elif isinstance(call.excinfo.value, HarnessError | Mismatch | Splat | ComparedNothing):
             report.longrepr = words
+        elif printable(report.longreprtext, _SHOWN) != report.longreprtext:
+            report.longrepr = printable(report.longreprtext, _SHOWN)
+    report.sections = [(name, printable(text, _SHOWN)) for name, text in report.sections]
     if call.when == "teardown":
         record = _record(item)
         folder = run_state(item.config).results.test_dir(item.nodeid)
@@ -364,7 +332,7 @@ def _known(item: pytest.Item) -> str:
     observer = item.stash.get(_OBSERVER, None)
     titles = [finding.title for finding in observer.unexpected] if observer else []
     # The message may merely repeat the splats.
-    symptoms = [*titles, *([] if message.startswith(_SPLAT) else [message])]
+    symptoms = [*titles, *([] if message.startswith(SPLAT) else [message])]
     issue = state.known.explain(item.name, _release(state), symptoms)
     return issue.id if issue else ""
 
@@ -432,18 +400,27 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     item.stash[_NEXT] = nextitem
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Note when the test began, and begin its bundle."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Note when the test began, and begin its bundle; its guest's start counts to its time."""
     item.stash[_BEGUN] = time.time()
     if _is_testcase(item):
         _begin_bundle(item)
+    with _limited(item):
+        return (yield)
 
 
 def _begin_bundle(item: pytest.Item) -> None:
     state = run_state(item.config)
     row = state.catalogue.of_test(item.name)
     state.bundles.begin(about(item.nodeid, row, wish_of(item, item.config), state.lab))
+
+
+def _limited(item: pytest.Item) -> contextlib.AbstractContextManager[None]:
+    """Hold a testcase to the limits on its time and on the run's."""
+    if not _is_testcase(item):
+        return contextlib.nullcontext()
+    return run_state(item.config).limit.applied(time.time() - item.stash[_BEGUN])
 
 
 # Reports, on the controller

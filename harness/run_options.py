@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.pool import ISOLATIONS, Wish
+from harness.time_limit import OF_TEST
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -25,6 +26,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--nvh-trusted", action="store_true", help="images have just been verified")
     group.addoption("--nvh-dump-memory", metavar="SIZE", help="keep a broken guest's memory")
     group.addoption("--nvh-results", metavar="DIR", help="an existing results directory")
+    group.addoption("--nvh-max-test-time", metavar="S", type=float, default=OF_TEST, help="of each")
+    group.addoption("--nvh-end", metavar="EPOCH", type=float, help="when the run's time is over")
     group.addoption("--nvh-workloads", metavar="DIR", help="other binaries than make workloads'")
     group.addoption("--nvh-with-kernel", action="store_true", help="bundles hold the kernel")
 

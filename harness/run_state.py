@@ -17,6 +17,7 @@ from harness.report.bundle import Bundles
 from harness.report.record import TestRecord
 from harness.report.results import ResultsDir
 from harness.run_bundles import setting
+from harness.time_limit import OF_RUN, OF_TEST, TimeLimit
 from harness.verdict.expectation import Catalogue
 from harness.verdict.known import KnownIssues
 from harness.verdict.reports import load_reports
@@ -38,6 +39,7 @@ class RunState:
     properties: dict[str, Any] = field(default_factory=dict)
     known: KnownIssues = field(default_factory=KnownIssues)
     strict: bool = False
+    limit: TimeLimit = field(default_factory=lambda: TimeLimit(OF_TEST, time.time() + OF_RUN))
 
 
 STATE = pytest.StashKey[RunState]()
@@ -79,6 +81,10 @@ def run_state(config: pytest.Config) -> RunState:
             options=_again(config),
             known=KnownIssues.load(root / "testcases" / "known-issues.toml"),
             strict=bool(config.getoption("--nvh-strict")),
+            limit=TimeLimit(
+                config.getoption("--nvh-max-test-time"),
+                config.getoption("--nvh-end") or time.time() + OF_RUN,
+            ),
         )
     return config.stash[STATE]
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.errors import HarnessError
+from harness.report.escape import one_line
 
 #: For progress and complaints; results go to standard output.
 terminal = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -25,6 +26,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Show a step: it replaces the one before on a terminal, and is a line elsewhere."""
+        line = one_line(line, 1000)
         if self._status is not None:
             self._status.update(escape(line))
         else:
@@ -54,5 +56,5 @@ def progress() -> Iterator[Progress]:
 
 def complain(error: HarnessError) -> int:
     """Show an error as one line and return the exit code that it asks for."""
-    terminal.print(f"[bold red]nvh:[/] {escape(' '.join(str(error).split()))}")
+    terminal.print(f"[bold red]nvh:[/] {escape(one_line(str(error), 2000))}")
     return error.exit_code

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def test(args: argparse.Namespace) -> int:
     if booted:
         print(f"every test boots its guest: {booted}", flush=True)
     with contextlib.chdir(root):
-        status = pytest.main([f"--nvh-results={results.path}", *arguments])
+        limit = f"--nvh-end={time.time() + args.max_time:.0f}"
+        status = pytest.main([f"--nvh-results={results.path}", limit, *arguments])
     return _exit_code(int(status), results.path)
 
 
@@ -177,6 +179,7 @@ def _arguments(root: Path, args: argparse.Namespace) -> list[str]:
         f"--nvh-machine={args.machine}",
         f"--nvh-isolation={args.isolation}",
         "--nvh-trusted",
+        f"--nvh-max-test-time={args.max_test_time:g}",
     ]
     if args.dump_memory:
         chosen.append(f"--nvh-dump-memory={args.dump_memory}")

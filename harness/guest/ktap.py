@@ -13,6 +13,9 @@ from harness.errors import WorkloadError
 _STEP = re.compile(r"(not )?ok ([0-9]+)(?: -)?(?![^\s])(.*)")
 _PLAN = re.compile(r"1\.\.(\d+)")
 _FACTS = "# facts "
+#: A workload's facts are some hundred characters; a guest could say megabytes, or nest for ever.
+FACTS_LIMIT = 64 << 10
+_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,25 @@ def facts_of(command: str, line: str) -> dict[str, Any]:
     if not line.startswith(_FACTS):
         return {}
     text = line.removeprefix(_FACTS)
+    if len(text) > FACTS_LIMIT:
+        raise WorkloadError(f"{command}: its facts are longer than {FACTS_LIMIT} characters")
     try:
         facts = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise WorkloadError(f"{command}: its facts are no JSON: {text[:200]}") from error
     if not isinstance(facts, dict):
         raise WorkloadError(f"{command}: its facts are no JSON object")
+    if _deeper(facts, _DEPTH):
+        raise WorkloadError(f"{command}: its facts nest deeper than {_DEPTH} levels")
     return facts
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Say whether lists and objects nest deeper: whoever walks through them recurses."""
+    layer = [value]
+    for _ in range(levels):
+        inner = [v.values() if isinstance(v, dict) else v for v in layer]
+        layer = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not layer:
+            return False
+    return True

@@ -15,9 +15,30 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HostError
-from harness.report.escape import slug
+from harness.report.escape import printable, slug
 
 _FULL = {errno.ENOSPC: "disk full", errno.EDQUOT: "disk full (quota)"}
+
+
+#: What harness.log may hold, in bytes; what follows is dropped.
+LOG_LIMIT = 64 << 20
+
+
+class _Plain(logging.Formatter):
+    """Lines of a log that may be shown on a terminal, whatever a guest's words are in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record's lines."""
+        return printable(super().format(record), 1 << 16)
+
+
+class _Log(logging.FileHandler):
+    """A log that ends when it is full."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        if self.stream is None or self.stream.tell() < LOG_LIMIT:
+            super().emit(record)
 
 
 @dataclass(frozen=True)
@@ -54,10 +75,8 @@ class ResultsDir:
     def start_log(self) -> None:
         """Let this process add what it logs to harness.log; any number of processes may."""
         with naming(self.path / "harness.log"):
-            handler = logging.FileHandler(self.path / "harness.log")
-        handler.setFormatter(
-            logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
-        )
+            handler = _Log(self.path / "harness.log")
+        handler.setFormatter(_Plain("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
         logging.raiseExceptions = False  # a full disk is told by what cannot do without it
         logging.getLogger().addHandler(handler)
         logging.getLogger().setLevel(logging.DEBUG)

@@ -1,0 +1,64 @@
+"""Limits on the time of a test and of a run: a guest may slow every step without missing one."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+from harness.errors import HostError
+
+#: Some ten times what the longest test takes under TCG on a loaded host, in seconds.
+OF_TEST = 1800.0
+OF_RUN = 6 * 3600.0
+#: Between two alarms: the first may end in a clean-up that swallows it.
+_AGAIN = 5.0
+
+
+class OutOfTime(HostError):
+    """A limit has been reached."""
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """What a run allows: ``test`` seconds for each test, and all of it until ``end``."""
+
+    test: float
+    end: float  # as time.time() tells it
+
+    @contextlib.contextmanager
+    def applied(self, used: float = 0.0) -> Iterator[None]:
+        """Raise OutOfTime in the block when a limit is reached; ``used`` is what the test had.
+
+        Only the main thread can be interrupted; elsewhere the block is merely refused when it is
+        late already.
+        """
+        left, error = self._left(used)
+        if left <= 0:
+            raise error
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def alarm(_signal: int, _frame: FrameType | None) -> None:
+            raise error
+
+        before = signal.signal(signal.SIGALRM, alarm)
+        signal.setitimer(signal.ITIMER_REAL, left, _AGAIN)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _left(self, used: float) -> tuple[float, OutOfTime]:
+        of_test, of_run = self.test - used, self.end - time.time()
+        if of_run < of_test:
+            return of_run, OutOfTime("the run's time is over", hint="raise --max-time")
+        return of_test, OutOfTime(
+            f"no end after {self.test:g} s", hint="raise --max-test-time, if it is right to be slow"
+        )

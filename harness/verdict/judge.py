@@ -1,0 +1,46 @@
+"""Which of the six words an exception that ended a test stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import GuestLockup, GuestOutOfMemory, GuestPanic, GuestReset, HarnessError
+from harness.guest import CommandTimeout
+from harness.verdict.expectation import Mismatch, NotProven
+from harness.verdict.status import Status
+
+#: What the message of a Splat begins with.
+SPLAT = "the kernel's log shows a fault"
+#: What the kernel under test is answerable for; the other ends of a guest are not its.
+_KERNELS_FAULT = GuestPanic | GuestReset | GuestLockup | GuestOutOfMemory | CommandTimeout
+
+
+class Splat(AssertionError):
+    """The kernel's log shows a fault that the test did not declare."""
+
+
+class ComparedNothing(Exception):
+    """A test ended well without a word about the kernel."""
+
+    hint = "every way through a test takes it to a case.expect()"
+
+
+def judge(when: str, error: BaseException) -> tuple[Status, str, str]:
+    """Return status, message and hint of an exception that ended a test."""
+    hint = getattr(error, "hint", None) or ""
+    message = error.message if isinstance(error, HarnessError) else str(error)
+    first = (message.strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, NotProven):
+        return error.status, first, hint
+    if isinstance(error, pytest.skip.Exception):
+        return Status.SKIP, first, hint
+    if isinstance(error, Mismatch | Splat) or (
+        when == "call" and isinstance(error, AssertionError)
+    ):
+        return Status.FAIL, first, hint
+    if when == "call" and isinstance(error, _KERNELS_FAULT):
+        return Status.FAIL, first, hint
+    if isinstance(error, HarnessError):
+        return Status.MISS, first, hint
+    named = "" if isinstance(error, ComparedNothing) else f"{type(error).__name__}: "
+    return Status.ERROR, f"{named}{first}", hint
