@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: How long each way into a guest that is in trouble is tried, in seconds, before TCG's factor.
 PATIENCE = 4.0
+#: What a console says beyond the kernel's answer to sysrq-w, in bytes.
+_NOISE = 512
 
 #: Tasks in D state and those that wait for a page's last user; the latter sleep interruptibly.  One
 #: program, because each costs a guest under TCG tens of milliseconds.
@@ -64,14 +66,17 @@ def hung(guest: Guest, error: CommandTimeout) -> GuestLost:
         return HostStall(f"host stall: {silence.message}; {error.message}")
     if not status.get("running", True):
         return CommandTimeout(f"hung: the guest is {status['status']}; {error.message}")
+    position = guest.vm.console.position
     stacks = stuck(guest)
+    noisy = guest.vm.console.position - position > _NOISE
     if gone := guest.vm.death():
         return gone if isinstance(gone, GuestLost) else error
     waiters = [f"{m[2]} ({m[1]}) state {m[3]} in {m[4]}" for m in _WAITER.finditer(stacks)]
     if waiters:
         what = f"hung: {'; '.join(waiters[:3])}"
     else:
-        what = "no progress" if stacks == "no task waits" else f"hung: {stacks}"
+        # One that floods its console may be too busy to answer.
+        what = "no progress" if noisy or stacks == "no task waits" else f"hung: {stacks}"
         guest.vm.save_registers()
     return CommandTimeout(f"{what}: {error.message}", stacks=stacks)
 
