@@ -151,7 +151,7 @@ def test_f17_sshd_killed(guest: Guest, case: Case) -> None:
 
 def test_f18_out_of_memory(guest: Guest, case: Case) -> None:
     guest.run(
-        "echo words-before > /dev/kmsg; head -c 600M /dev/zero > /dev/shm/ballast", timeout=120
+        "echo words-before > /dev/kmsg; head -c 400M /dev/zero > /dev/shm/ballast", timeout=120
     )
     fault(case)
     guest.run("tail /dev/zero", timeout=120)

@@ -59,8 +59,8 @@ class Cache:
     def locked(self) -> list[str]:
         """Return the locks of the store that somebody holds, and what was left aside."""
         store = self.path / "store"
-        found = [path.name for path in (store / "aside").iterdir()]
-        for path in (store / "locks").iterdir():
+        found = [path.name for path in store.glob("aside/*")]
+        for path in store.glob("locks/*"):
             try:
                 filelock.FileLock(path).acquire(timeout=0).lock.release()
             except filelock.Timeout:

@@ -22,7 +22,7 @@ from harness.spec import Machine
 
 #: How long a command may say nothing before the guest is asked whether it is there, in seconds,
 #: before TCG's factor.
-SILENCE = 8.0
+SILENCE = 5.0
 #: What ssh(1) returns, and Ssh.run, when the connection ends before the command.
 _NO_STATUS = 255
 #: The exit status of a command that SIGKILL ended.
