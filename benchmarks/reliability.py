@@ -22,6 +22,11 @@ from harness.report.escape import one_line
 
 #: The tests that play them; each notes fault, verdict, seconds and limit.
 TESTS = ("tests/test_faults_guest.py", "tests/test_faults_host.py")
+#: Where more are played, among others.
+MORE = (
+    "tests/test_guest_clones.py::test_ssh_to_another_guest_than_the_one_started_is_refused",
+    "tests/test_guest_clones.py::test_a_damaged_template_is_made_again",
+)
 ACCEL = "tcg"
 _HEAD = """\
 # Reliability
@@ -68,7 +73,7 @@ def _run() -> int:
     with tempfile.TemporaryDirectory(prefix="nvh-") as folder:
         noted = Path(folder) / "rows"
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *TESTS, "-q", "-p", "no:cacheprovider"],
+            [sys.executable, "-m", "pytest", *TESTS, *MORE, "-q", "-p", "no:cacheprovider"],
             cwd=root,
             env={**os.environ, "NVH_RELIABILITY": str(noted)},
             check=False,

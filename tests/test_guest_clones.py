@@ -102,7 +102,10 @@ def test_devices_without_migration_state_are_back(template: Template, tmp_path: 
 
 
 def test_ssh_to_another_guest_than_the_one_started_is_refused(
-    template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    template: Template,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reliability: Callable[..., None],
 ) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
@@ -112,15 +115,20 @@ def test_ssh_to_another_guest_than_the_one_started_is_refused(
         first.run("mkfifo -m 600 /run/nvh/foreign; mv /run/nvh/foreign /run/nvh/resumed")
         first.run("(echo a-nonce-of-its-own > /run/nvh/resumed) >/dev/null 2>&1 &")
         monkeypatch.setattr("harness.qemu.vm.Vm.forwarded_port", lambda _: port)
+        begun = time.monotonic()
         with (
-            pytest.raises(GuestLost, match="another guest"),
+            pytest.raises(GuestLost, match="another guest") as caught,
             cloned(template, tmp_path / "second"),
         ):
             pass
+        seconds = time.monotonic() - begun
+        reliability("a foreign guest on the port", f"MISS: {caught.value.message}", seconds, 10)
         assert first.run("echo still there").stdout == "still there\n"
 
 
-def test_a_damaged_template_is_made_again(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_damaged_template_is_made_again(
+    recipe: Recipe, tmp_path: Path, reliability: Callable[..., None]
+) -> None:
     store = Store(tmp_path / "store")
     made = templates.get(recipe, store, prove=prove)
     with (made.path / "ram").open("r+b") as ram:
@@ -129,7 +137,10 @@ def test_a_damaged_template_is_made_again(recipe: Recipe, tmp_path: Path) -> Non
         ram.seek(-1, os.SEEK_CUR)
         ram.write(bytes([byte[0] ^ 1]))
     said: list[str] = []
+    begun = time.monotonic()
     again = templates.get(recipe, store, prove=prove, say=said.append)
+    seconds = time.monotonic() - begun
+    reliability("a damaged template", "it is made again, and said", seconds, 10)
     assert again.identity != made.identity
     assert any("template" in line for line in said)
     assert started(again, tmp_path / "clone").facts["how"] == "clone"

@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import GuestHung, GuestLost, HarnessError, UsageError, WorkloadError
+from harness.errors import (
+    GuestHung,
+    GuestLost,
+    GuestUnreachable,
+    HarnessError,
+    UsageError,
+    WorkloadError,
+)
 from harness.guest import diagnosis, filesystem, ktap
 from harness.guest.filesystem import Mount
 from harness.guest.ktap import WorkloadResult
@@ -279,6 +286,8 @@ class Guest:
         # One that is broken has had its chance to answer.
         timeout = (5.0 if self.broken else 20.0) * self.scale
         try:
+            if isinstance(self.broken, GuestUnreachable):
+                raise self.broken
             return self.ssh.run(command, timeout=timeout).stdout
         except HarnessError:
             return self.serial.run(command, timeout=timeout)[1]
