@@ -294,7 +294,7 @@ def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInf
     if call.excinfo is not None:
         status, message, hint = judge(call.when, call.excinfo.value)
         if _OUTCOME not in item.stash:
-            item.stash[_OUTCOME] = (status, message, hint)
+            item.stash[_OUTCOME] = (status, printable(message), printable(hint, _SHOWN))
         words = printable(f"{status}: {message}" + (f" ({hint})" if hint else ""))
         known = _known(item) if status is Status.FAIL else ""
         if known:
