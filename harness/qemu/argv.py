@@ -246,8 +246,9 @@ def _disk(name: str, image: Path, serial: str) -> list[str]:
 
 def _network() -> list[str]:
     # restrict=on: the guest reaches nothing but this forward, which QEMU binds to a free port.
+    # ipv6=off: slirp would offer the guest a second way out, by its router advertisements.
     return [
-        *["-netdev", "user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"],
+        *["-netdev", "user,id=net0,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"],
         *["-device", "virtio-net-pci,netdev=net0,romfile="],
     ]
 
