@@ -62,6 +62,12 @@ class BuildError(HarnessError):
     """A kernel does not compile: the next revision of a bisection may."""
 
 
+class NoTurn(HarnessError):
+    """A bisection's good is not good, or its bad is not bad: nothing lies between them."""
+
+    exit_code = EXIT_FAILED
+
+
 class LaunchError(HarnessError):
     """QEMU refused to start; the message carries QEMU's own words."""
 

@@ -7,20 +7,13 @@ keep the next one from being tested.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
 import re
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
-from harness import process
+from harness import logged, process
 from harness.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -31,17 +24,10 @@ from harness.errors import (
 )
 from harness.images.kernel import BZIMAGE
 from harness.report import junit
-from harness.report.escape import one_line
 from harness.report.matrix import Combination, Matrix, State, summary_of
-
-LOG = "output.log"
-#: Seconds for a run that is interrupted to end its guests and to write its reports.
-GRACE = 60.0
 
 _SHARD = re.compile(r"([0-9]+)/([0-9]+)", re.ASCII)
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+~-]+")
-#: How much of a log's end is looked through for why its run failed.
-_LAST = 1 << 16
 
 ArgvOf = Callable[[Mapping[str, str], Combination, Path], list[str]]
 
@@ -78,9 +64,7 @@ def shard_of(combinations: Sequence[Combination], shard: str) -> tuple[Combinati
 
 def testing_argv(options: Mapping[str, str], combination: Combination, folder: Path) -> list[str]:
     """Return the command that tests a combination; ``folder`` is the matrix's."""
-    # -P: another checkout in the working directory must not be taken for this one.
-    words = [sys.executable, "-P", "-u", "-m", "harness.cli", "test"]
-    words += ["--kernel", combination.kernel, "--machine", combination.machine]
+    words = logged.command("test", "--kernel", combination.kernel, "--machine", combination.machine)
     for name, value in options.items():
         words += [f"-{name}" if len(name) == 1 else f"--{name}", value]
     return [*words, "--results", str(folder / combination.folder)]
@@ -94,21 +78,7 @@ def check(matrix: Matrix, *, argv_of: ArgvOf) -> None:
         done = process.run(argv, timeout=300.0, check=False)
         if done.status != EXIT_OK:
             error = UsageError if done.status != EXIT_UNTESTABLE else HarnessError
-            raise error(_last_words(done.stderr or done.stdout))
-
-
-@contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Hold a matrix's folder against other processes; UsageError when one is at work in it."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"another nvh matrix is at work in {folder}") from error
-        yield
-    finally:
-        os.close(fd)
+            raise error(logged.last_words(done.stderr or done.stdout))
 
 
 def carry_out(matrix: Matrix, folder: Path, *, argv_of: ArgvOf) -> Matrix:
@@ -130,11 +100,11 @@ def carry_out(matrix: Matrix, folder: Path, *, argv_of: ArgvOf) -> Matrix:
         begun, status = time.monotonic(), EXIT_INTERRUPTED
         interrupted = False
         try:
-            status = _run(argv_of(matrix.options, one, folder), folder / one.folder)
+            status = logged.run(argv_of(matrix.options, one, folder), folder / one.folder)
         except KeyboardInterrupt:
             interrupted = True
         except HarnessError as error:  # the program could not be started
-            _log(folder / one.folder, f"nvh: {error}\n")
+            logged.write(folder / one.folder, f"nvh: {error}\n")
             status = error.exit_code
         outcome = _outcome(folder, one, status)
         matrix = matrix.replaced(index, seconds=round(time.monotonic() - begun, 3), **outcome)
@@ -185,49 +155,13 @@ def _part(folder: Path, one: Combination) -> junit.Part:
     )
 
 
-def _run(argv: Sequence[str], folder: Path) -> int:
-    """Run a program with its output passed on and kept; return its status as Popen tells it."""
-    folder.mkdir(exist_ok=True)
-    # Of an earlier attempt that was interrupted; its results stay.
-    (folder / "latest").unlink(missing_ok=True)
-    with (
-        (folder / LOG).open("wb") as log,
-        process.running(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, grace=GRACE
-        ) as child,
-    ):
-        assert child.stdout is not None
-        passing = threading.Thread(target=_pass_on, args=(child.stdout, log), daemon=True)
-        passing.start()
-        try:
-            return child.wait()
-        finally:
-            process.end(child, grace=GRACE)
-            passing.join(5.0)  # what was said last; a grandchild may hold the pipe open
-
-
-def _pass_on(source: IO[bytes], log: IO[bytes]) -> None:
-    with contextlib.suppress(ValueError):  # the log is closed: nobody waits any more
-        while chunk := os.read(source.fileno(), 1 << 16):
-            log.write(chunk)
-            log.flush()
-            with contextlib.suppress(OSError):  # a closed pipe is no reason to stop testing
-                sys.stdout.write(chunk.decode("utf-8", "replace"))
-                sys.stdout.flush()
-
-
-def _log(folder: Path, text: str) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / LOG).write_text(text, encoding="utf-8")
-
-
 def _outcome(folder: Path, one: Combination, status: int) -> dict[str, object]:
     """Return what a run's end changes of its combination."""
     latest = folder / one.folder / "latest"
     results = f"{one.folder}/{latest.readlink()}" if latest.is_symlink() else ""
     found: dict[str, object] = {"state": State.DONE, "exit_code": status, "results": results}
     seen = summary_of(folder, Combination(one.kernel, one.machine, one.folder, results=results))
-    said = _said(folder / one.folder / LOG)
+    said = logged.said(folder / one.folder)
     if status < 0:
         return found | {"state": State.INTERRUPTED, "why": f"it was killed by signal {-status}"}
     if status == EXIT_INTERRUPTED:
@@ -239,19 +173,3 @@ def _outcome(folder: Path, one: Combination, status: int) -> dict[str, object]:
     if not seen.finished:
         return found | {"state": State.INTERRUPTED, "why": f"it was cut short: {said}"}
     return found
-
-
-def _said(log: Path) -> str:
-    """Return why a run failed, from the end of its log."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _LAST))
-            return _last_words(file.read().decode("utf-8", "replace"))
-    except OSError as error:
-        return f"it left no log: {error.strerror}"
-
-
-def _last_words(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    complaints = [line.removeprefix("nvh: ") for line in lines if line.startswith("nvh: ")]
-    return one_line((complaints or lines or ["it said nothing"])[-1], 500)

@@ -49,10 +49,12 @@ class Cache:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
+                program = (folder / "cmdline").read_bytes().split(b"\0")[0]
+                # Not its arguments: a QEMU without rights is handed files that are open already.
+                variables = (folder / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"qemu" in words[0] and any(bytes(self.path) in word for word in words):
+            if b"qemu" in program and f"NVH_CACHE={self.path}".encode() in variables:
                 found.append(int(folder.name))
         return found
 

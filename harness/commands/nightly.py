@@ -16,7 +16,7 @@ from harness.report import compare as comparison
 from harness.report import matrix as kept
 from harness.report import matrix_table
 from harness.report.matrix import Matrix
-from harness.report.results import make_folder
+from harness.report.results import make_folder, owned
 
 #: What a matrix hands on to each nvh test, and which a resumed one has in its matrix.json.
 _OPTIONS = ("accel", "k", "set", "n")
@@ -36,7 +36,7 @@ def matrix(args: argparse.Namespace) -> int:
         runs.check(found, argv_of=runs.testing_argv)
     folder = Path(args.resume) if args.resume else make_folder(_base(args), prefix="matrix-")
     folder = folder.resolve()
-    with runs.owned(folder):
+    with owned(folder, "nvh matrix"):
         if args.resume:
             found = kept.load(folder)  # as whoever held it before has left it
         waiting = sum(map(runs.is_to_do, found.combinations))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import logging
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HostError
+from harness.errors import HostError, UsageError
 from harness.report.escape import printable, slug
 
 _FULL = {errno.ENOSPC: "disk full", errno.EDQUOT: "disk full (quota)"}
@@ -99,6 +100,20 @@ def make_folder(base: Path, *, prefix: str = "") -> Path:
         break
     _point(base / "latest", path.name)
     return path.absolute()
+
+
+@contextlib.contextmanager
+def owned(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder against other processes; UsageError when one is at work in it."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"another {what} is at work in {folder}") from error
+        yield
+    finally:
+        os.close(fd)
 
 
 def write_atomic(path: Path, data: str | bytes) -> Path:
