@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness import __version__, ui
 from harness.commands import (
+    bisect,
     doctor,
     guests,
     inventory,
@@ -36,6 +37,7 @@ examples:
   nvh run --kernel debian:6.1 -- uname -a    a command in a fresh guest
   nvh shell --machine my-machine.toml        a shell in a fresh guest
   nvh matrix --kernel debian:6.1 --kernel ~/linux        a night on two kernels
+  nvh bisect BUNDLE --good v6.11 --bad v6.12 --tree ~/linux      the commit that broke it
   nvh compare OLD results/latest             what is new since an older night
 
 exit codes: 0 all passed, 1 a test failed, 2 usage, 125 the harness or the host could not test
@@ -82,6 +84,8 @@ def _absolute(args: argparse.Namespace) -> None:
         args.kernel = _absolute_kernel(args.kernel)
     if getattr(args, "machine", None):
         args.machine = _absolute_machine(args.machine)
+    if getattr(args, "good", None) and getattr(args, "bad", None) and not args.tree:
+        args.good, args.bad = _absolute_kernel(args.good), _absolute_kernel(args.bad)
     if getattr(args, "kernels", None):
         args.kernels = [_absolute_kernel(word) for word in args.kernels]
     if getattr(args, "machines", None):
@@ -161,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     test.set_defaults(pytest_args=[])
 
     _repro(commands)
+    _bisect(commands)
     _new_report(commands)
 
     run = _command(commands, "run", "run a command in a fresh guest", guests.run)
@@ -221,6 +226,72 @@ def _repro(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     again.add_argument(
         "--with-kernel", action="store_true", help="put the kernel and its modules into bundles"
     )
+
+
+_BISECT_EXAMPLES = """\
+examples:
+  nvh bisect results/latest/bundles/NAME.tar.zst --good debian:6.12 --bad debian:sid
+  nvh bisect 'L5 and punch-odirect-write-ext4' --bad debian:6.1 --good debian:6.12
+  nvh bisect B.tar.zst --good v6.11 --bad v6.12 --tree ~/linux --repeat 5 -- fs/dax.c mm
+
+Where good is the newer one, the first kernel that is fixed is searched for.  Kernels are tried from
+their ends to the middle; what does not build, boot or fails otherwise is stepped around.
+
+exit codes: 0 one kernel or commit is found, 1 good is not good or bad is not bad, 125 only a range
+is found or the ends cannot be tested, 130 interrupted (--resume DIR goes on)
+"""
+
+
+def _bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    search = _command(
+        commands, "bisect", "find the kernel or commit where a bug came or went", bisect.bisect
+    )
+    search.usage = "nvh bisect [-h] BUNDLE_OR_TEST --good G --bad B [OPTIONS] [-- PATHS]"
+    search.epilog = _BISECT_EXAMPLES
+    search.formatter_class = argparse.RawDescriptionHelpFormatter
+    search.add_argument(
+        "test", metavar="BUNDLE_OR_TEST", nargs="?", help="a bundle, or what -k selects one test by"
+    )
+    search.add_argument("--good", metavar="G", help="a kernel, or a commit, that is good")
+    search.add_argument("--bad", metavar="B", help="one that shows the symptom")
+    search.add_argument(
+        "--kernel",
+        metavar="K",
+        action="append",
+        dest="kernels",
+        help="one to search, in order; again for each (default: each series that Debian offers)",
+    )
+    search.add_argument(
+        "--kernel-file", metavar="FILE", help="the kernels to search, one a line, in order"
+    )
+    search.add_argument("--tree", metavar="LINUX", help="search commits of a git checkout")
+    search.add_argument(
+        "--config",
+        metavar="FRAGMENT",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="with --tree, as nvh kernel build takes it",
+    )
+    search.add_argument(
+        "--patch",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="with --tree: applied to each commit that is built",
+    )
+    search.add_argument("-j", metavar="N", type=int, help="make's jobs (default: one a core)")
+    search.add_argument(
+        "--repeat", metavar="N", type=int, help="runs of each, bad when one shows it (default: 1)"
+    )
+    search.add_argument("--accel", choices=("auto", "kvm", "tcg"), help="as nvh test takes it")
+    search.add_argument("--machine", metavar="M", default="", help="another than the test's")
+    search.add_argument("--results", metavar="DIR", help="where results go (default: results/)")
+    search.add_argument(
+        "--resume", metavar="DIR", help="go on with an interrupted bisection where it was"
+    )
+    search.set_defaults(command_words=True, command=[])
 
 
 def _new_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

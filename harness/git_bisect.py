@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import filelock
 
 from harness import process
 from harness.bisect import Turn, Verdict
@@ -105,15 +102,13 @@ class Worktree:
         """Check a commit out, into a place where nothing of use is."""
         self.remove()
         words = ("worktree", "add", "--detach", "--force", str(self.path), commit)
-        with self._listed():
-            _git(self.repository, *words, check=True)
+        _git(self.repository, *words, check=True)
 
     def remove(self) -> None:
         """Remove the checkout and what git knows of it."""
-        with self._listed():
-            _git(self.repository, "worktree", "remove", "--force", "--force", str(self.path))
-            shutil.rmtree(self.path, ignore_errors=True)
-            _git(self.repository, "worktree", "prune")
+        shutil.rmtree(self.path, ignore_errors=True)
+        # Of this one only: git worktree prune would forget others of the user's.
+        _git(self.repository, "worktree", "remove", "--force", "--force", str(self.path))
 
     def head(self) -> str:
         """Return the commit that is checked out."""
@@ -131,8 +126,7 @@ class Worktree:
     def start(self, turn: Turn, old: str, new: str, paths: Sequence[str]) -> None:
         """Begin; the first commit to test is checked out, unless the two are neighbours."""
         terms = _TERMS[turn]
-        named = (f"--term-old={terms[turn.old]}", f"--term-new={terms[turn.new]}")
-        named = () if turn is Turn.BROKEN else named
+        named = [f"--term-old={terms[turn.old]}", f"--term-new={terms[turn.new]}"]
         self._told("bisect", "start", *named, new, old, "--", *paths)
 
     def mark(self, turn: Turn, commit: str, verdict: Verdict) -> str:
@@ -160,12 +154,6 @@ class Worktree:
 
     def _git(self, *words: str) -> process.Completed:
         return _git(self.path, *words, check=True)
-
-    @contextmanager
-    def _listed(self) -> Iterator[None]:
-        # git itself takes no lock against a second worktree add or prune.
-        with filelock.FileLock(self.path.with_name(f"{self.path.name}.lock")):
-            yield
 
 
 def _git(folder: Path, *words: str, check: bool = False) -> process.Completed:

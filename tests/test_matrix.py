@@ -21,6 +21,7 @@ from harness.qemu import accel
 from harness.report import matrix as kept
 from harness.report import matrix_table
 from harness.report.matrix import State
+from harness.report.results import owned
 from harness.report.summary import Entry, Summary
 from harness.verdict.status import Status
 from tests import fake_nvh
@@ -350,7 +351,7 @@ def test_resuming_what_is_no_matrix(host: Host, content: str | None) -> None:
 
 def test_two_are_never_at_work_in_one_folder(host: Host) -> None:
     host.run(*kernels("killed"))
-    with matrix.owned(host.latest):
+    with owned(host.latest, "nvh matrix"):
         code, _, err = host.resume()
     assert code == 2
     assert "another nvh matrix is at work in" in err

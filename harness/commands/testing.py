@@ -87,6 +87,15 @@ def _make_images(lab: Lab, items: list[pytest.Item]) -> None:
             lab.recipe(lab.find_machine(name))
 
 
+def tests_of(expression: str) -> list[str]:
+    """Return the ids of the tests that -k selects; raise when that is none."""
+    root = paths.source_tree()
+    args = argparse.Namespace(k=expression, set=None, kernel=None, pytest_args=[])
+    args.accel, args.machine, args.isolation = "auto", "default", "clone"
+    args.strict = args.with_kernel = False
+    return [item.nodeid for item in _collect(root, args, _arguments(root, args))]
+
+
 @dataclass
 class _Collected:
     """What pytest found, noted as its plugin."""

@@ -81,6 +81,21 @@ def sources_of(selector: str) -> list[tuple[str, ...]]:
     return [distribution.sources(Release(name, suite), whole=True) for suite in suites]
 
 
+def series(distribution_name: str, store: Store) -> list[str]:
+    """Return the series of the kernel that a distribution's mirrors offer, such as ["6.1", "6.12"].
+
+    Without a network it is what they offered when they were last asked.
+    """
+    found = set()
+    for sources in sources_of(f"{distribution_name}:0.0"):
+        repository = repository_of(sources, store)
+        repository.update()
+        for one in repository.search(r"linux-image-[0-9]+\.[0-9].*-(amd64|generic)"):
+            if not _OTHER_FLAVOUR.search(one.name):
+                found.add(".".join(re.findall(r"\d+", one.name)[:2]))
+    return sorted(found, key=lambda word: tuple(map(int, word.split("."))))
+
+
 def repository_of(sources: Sequence[str], store: Store) -> apt.PrivateApt:
     """Return the private apt for sources.list lines."""
     return apt.PrivateApt(store.root.parent / "apt", sources)
