@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from harness import bisect_runs, git_bisect, paths, ui
 from harness.bisect import Turn
 from harness.commands.repro import opened
-from harness.commands.testing import tests_of
+from harness.commands.testing import selected
 from harness.errors import EXIT_INTERRUPTED, HarnessError, UsageError
 from harness.git_bisect import Worktree
 from harness.images import fragment, packaged, patches
@@ -24,6 +23,7 @@ from harness.lab import Lab, Options
 from harness.report import bisection
 from harness.report.bisection import Bisection, Tree
 from harness.report.escape import one_line
+from harness.report.record import program
 from harness.report.results import make_folder, owned
 from harness.verdict.known import version
 
@@ -73,7 +73,7 @@ def _search(found: Bisection, folder: Path, store: Store, say: Callable[[str], N
             commit = runs.commit(hash_)
             names[hash_] = f"{one_line(str(commit))}, {one_line(commit.author)}, {commit.date}"
         Worktree(Path(found.tree.path), Path(found.tree.worktree)).remove()
-    text = bisection.ending(found, folder, names, _program())
+    text = bisection.ending(found, folder, names, program())
     bisection.write_ending(folder, text)
     print(text, end="")
     assert found.exit_code is not None
@@ -157,7 +157,7 @@ def _symptom(word: str) -> tuple[str, str]:
     if word.endswith(".tar.zst") or (word.startswith(("/", ".", "~")) and "::" not in word):
         raise UsageError(f"no bundle at {word}", hint="results/*/bundles/ has them")
     expression = word.partition("::")[2] or word
-    found = tests_of(expression)
+    found = selected(expression)
     if len(found) > 1:
         shown = ", ".join(one.partition("::")[2] for one in found[:3])
         raise UsageError(f"{word!r} is {len(found)} tests: {shown}, ...", hint="name one of them")
@@ -268,7 +268,3 @@ def _with_worktree(found: Bisection, store: Store) -> Bisection:
     base = build_dir(store) / f"bisect-{hash_of(str(path.resolve()))[:16]}"
     worktree = Worktree.claim(path, base)
     return found.on(str(worktree.path))
-
-
-def _program() -> str:
-    return "nvh" if shutil.which("nvh") else str(paths.source_tree() / ".venv/bin/nvh")

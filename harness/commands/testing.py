@@ -87,7 +87,7 @@ def _make_images(lab: Lab, items: list[pytest.Item]) -> None:
             lab.recipe(lab.find_machine(name))
 
 
-def tests_of(expression: str) -> list[str]:
+def selected(expression: str) -> list[str]:
     """Return the ids of the tests that -k selects; raise when that is none."""
     root = paths.source_tree()
     args = argparse.Namespace(k=expression, set=None, kernel=None, pytest_args=[])

@@ -73,7 +73,7 @@ class TestRecord:
 
     def again(self, options: Sequence[str] = ()) -> str:
         """Return the command that runs this test again; ``options`` are those of the run."""
-        return shlex.join([_program(), "test", "-k", _selector(self.name), *options])
+        return shlex.join([program(), "test", "-k", _selector(self.name), *options])
 
     def excerpt(self) -> str:
         """Return the excerpts as one printable text of at most EXCERPT_LIMIT characters."""
@@ -137,7 +137,7 @@ def boot_findings(records: Iterable[TestRecord]) -> list[str]:
     return list(found)
 
 
-def _program() -> str:
+def program() -> str:
     """Return what to type for nvh: a name that the user's shell finds."""
     if shutil.which("nvh"):
         return "nvh"

@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Stands in for nvh repro and nvh test where a test is about a bisection.
+
+A kernel is a word, or a file that holds it: good, bad, other (another symptom), dead (not even a
+record), killed, traceback (bad's status, and nothing to show for it), race (good but for its second
+run), slow (good; it waits to be ended, or for a file hurry beside $FAKE_REPRO_LOG).  What follows
+a dash is only a name.  Each start is a line in that log.  Run as a program it is nvh itself, with
+this in the place of nvh repro, nvh test and the building of kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.images.store import Progress, Store
+    from harness.report.bisection import Bisection, Tree
+
+PLAYED = "play"
+NODEID = "testcases/test_v_dax.py::test_v3_fsdax_is_refused[ext4]"
+MESSAGE = "map: expected OK, seen ENOSYS"
+
+
+def repro_argv(found: Bisection, kernel: str, results: Path) -> list[str]:
+    """Return the command that nvh bisect would start, with this program in its place."""
+    real = bisect_runs_repro(found, kernel, results)
+    return [sys.executable, "-u", __file__, PLAYED, *real[real.index("repro") :]]
+
+
+def testing_argv(found: Bisection, kernel: str, results: Path) -> list[str]:
+    """Return the command of nvh test, likewise."""
+    real = bisect_runs_testing(found, kernel, results)
+    return [sys.executable, "-u", __file__, PLAYED, *real[real.index("test") :]]
+
+
+def build(tree: Tree, store: Store, say: Progress) -> Path:
+    """Take a file of the worktree for the kernel that is built of it."""
+    text = (Path(tree.worktree) / "kernel").read_text().strip()
+    if text.startswith("broken"):
+        raise errors.BuildError("the kernel does not build: a.c:1: error: no")
+    made = store.root / f"built-{text}"
+    made.write_text(text)
+    return made
+
+
+def play(words: list[str]) -> int:
+    """Do as nvh repro and nvh test do."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command")
+    parser.add_argument("bundle", nargs="?")
+    for option in ("--kernel", "--machine", "--results", "--accel", "-k", "-n"):
+        parser.add_argument(option)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--until-fail", action="store_true")
+    args = parser.parse_args(words)
+    kernel = Path(args.kernel).read_text() if Path(args.kernel).is_file() else args.kernel
+    word = kernel.partition("-")[0]
+    log = Path(os.environ["FAKE_REPRO_LOG"])
+    before = log.read_text().count("\n") if log.exists() else 0
+    with log.open("a") as file:
+        file.write(f"{args.command} {kernel} {args.repeat} {args.machine} {args.accel}\n")
+    if word == "slow" and not log.with_name("hurry").exists():
+        try:
+            time.sleep(120)
+        except KeyboardInterrupt:
+            return 130
+    if word == "dead":
+        print("nvh: the kernel does not boot")
+        return 125
+    if word == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    results = Path(args.results)
+    for number in range(1, args.repeat + 1):
+        shown = word if word in ("bad", "other") else "good"
+        if word == "race" and (number == 2 or (args.command == "test" and before)):
+            shown = "bad"
+        _record(results / f"2026-run-{number + before}", kernel, shown, args.command == "test")
+        if shown != "good":
+            return {"bad": 1, "other": 125}[shown]
+    return 1 if word == "traceback" else 0
+
+
+def _record(run: Path, kernel: str, shown: str, bundle: bool) -> None:
+    folder = run / "tests/a-test"
+    folder.mkdir(parents=True)
+    record = {
+        "format": 1,
+        "nodeid": NODEID,
+        "status": "PASS" if shown == "good" else "FAIL",
+        "seconds": 0.1,
+        "message": {"good": "", "bad": MESSAGE, "other": "copy: expected 1, seen 2"}[shown],
+        "findings": [{"title": "WARNING in made_up"}] if shown == "bad" else [],
+    }
+    (folder / "result.json").write_text(json.dumps(record))
+    summary = {
+        "format": 1,
+        "started": "",
+        "finished": True,
+        "seconds": 1.0,
+        "exit_code": 0,
+        "properties": {"kernel": f"6.0-{kernel}"},
+        "tests": [],
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+    if bundle and shown == "bad":
+        (run / "bundles").mkdir()
+        (run / "bundles/a-test.tar.zst").write_text("")
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__" and sys.argv[1:2] == [PLAYED]:
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(play(sys.argv[2:]))
+
+from harness import bisect_runs, errors  # noqa: E402 - half a second that a stand-in does not need
+
+bisect_runs_repro, bisect_runs_testing = bisect_runs.repro_argv, bisect_runs.testing_argv
+
+if __name__ == "__main__":
+    from harness import cli
+
+    bisect_runs.repro_argv = repro_argv
+    bisect_runs.testing_argv = testing_argv
+    bisect_runs.build = build
+    sys.exit(cli.main())

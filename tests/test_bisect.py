@@ -1,0 +1,481 @@
+"""A bisection: the search by itself, then over kernels and over commits with stand-ins for runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from harness import bisect, bisect_runs, paths
+from harness.bisect import Turn, Verdict
+from harness.cli import main
+from harness.commands import bisect as command
+from harness.commands.testing import selected
+from harness.errors import UsageError
+from harness.report import bisection
+from harness.report.results import owned
+from tests import fake_repro
+from tests.made_up_bundles import bundle_of
+
+FAKE = Path(fake_repro.__file__)
+#: Seconds after which a bisection of stand-ins hangs, on a host that has much else to do.
+LONG = 300
+
+
+# The search
+
+
+def searched(turn: Turn, truth: list[Verdict]) -> tuple[bisect.Bounds, int]:
+    """Search with the ends known; return what was found and after how many tests."""
+    verdicts = {0: truth[0], len(truth) - 1: truth[-1]}
+    while (at := bisect.following(turn, verdicts, len(truth))) is not None:
+        assert at not in verdicts  # none is tried twice, so this ends
+        verdicts[at] = truth[at]
+    return bisect.bounds(turn, verdicts, len(truth)), len(verdicts) - 2
+
+
+@pytest.mark.parametrize("turn", list(Turn))
+@pytest.mark.parametrize("count", range(2, 10))
+def test_every_search_finds_what_can_be_found(turn: Turn, count: int) -> None:
+    for first in range(1, count):
+        right = [turn.old] * first + [turn.new] * (count - first)
+        for skips in itertools.product((False, True), repeat=count - 2):
+            skipped = [False, *skips, False]
+            truth = [Verdict.SKIP if skip else right[at] for at, skip in enumerate(skipped)]
+            found, tests = searched(turn, truth)
+            assert found.old == max(at for at in range(first) if not skipped[at])
+            assert found.new == min(at for at in range(first, count) if not skipped[at])
+            assert found.skipped == tuple(range(found.old + 1, found.new))
+            assert first in found.candidates or found.candidates == (found.new,)
+            if not any(skips):
+                assert found.candidates == (first,)
+                assert tests <= math.ceil(math.log2(count - 1))
+
+
+def test_what_does_not_build_is_left_far_behind() -> None:
+    """Beside one that does not build the next one does not build either."""
+    truth = [Verdict.GOOD] * 20 + [Verdict.SKIP] * 24 + [Verdict.GOOD] * 10 + [Verdict.BAD] * 46
+    found, tests = searched(Turn.BROKEN, truth)
+    assert found == bisect.Bounds(53, 54, ())
+    assert tests < 12
+
+
+def test_an_exit_code_is_a_verdict() -> None:
+    words = {code: Verdict.of(code) for code in (0, 1, 2, 125, -9)}
+    assert words.pop(0) is Verdict.GOOD
+    assert words.pop(1) is Verdict.BAD
+    assert set(words.values()) == {Verdict.SKIP}
+
+
+# The order of kernels
+
+
+def releases(kernel: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in kernel.split("."))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "listed", "kernels", "turn"),
+    [
+        ("6.1", "6.12", [], "6.1 6.12", Turn.BROKEN),
+        ("6.12", "6.1", [], "6.1 6.12", Turn.FIXED),
+        ("6.1", "6.12", ["6.6", "6.9", "6.6"], "6.1 6.6 6.9 6.12", Turn.BROKEN),
+        ("6.12", "6.1", ["6.6"], "6.1 6.6 6.12", Turn.FIXED),
+        ("6.1", "6.9", ["5.10", "6.1", "6.6", "6.9", "7.2"], "6.1 6.6 6.9", Turn.BROKEN),
+        ("6.9", "6.1", ["5.10", "6.1", "6.6", "6.9", "7.2"], "6.1 6.6 6.9", Turn.FIXED),
+        ("6.1", "6.9", ["6.1", "6.6"], "6.1 6.6 6.9", Turn.BROKEN),
+        ("6.1", "6.9", ["6.6", "6.9"], "6.1 6.6 6.9", Turn.BROKEN),
+        ("6.9", "6.1", ["6.6", "6.9"], "6.1 6.6 6.9", Turn.FIXED),
+        ("6.9", "6.1", ["6.1", "6.6"], "6.1 6.6 6.9", Turn.FIXED),
+        ("6.9", "6.1", ["6.1"], "6.1 6.9", Turn.FIXED),
+    ],
+)
+def test_the_ends_are_put_where_they_belong(
+    good: str, bad: str, listed: list[str], kernels: str, turn: Turn
+) -> None:
+    found = command.in_order(good, bad, listed, releases)
+    assert found == (tuple(kernels.split()), turn)
+
+
+def test_a_list_with_one_end_in_its_middle() -> None:
+    with pytest.raises(UsageError, match="list both ends"):
+        command.in_order("6.6", "7.2", ["6.1", "6.6", "6.12"], releases)
+
+
+# Runs
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where bisections run, and what was started there."""
+
+    folder: Path
+    bundle: Path
+    capfd: pytest.CaptureFixture[str]
+
+    @property
+    def starts(self) -> list[str]:
+        log = self.folder / "starts"
+        return [line.split()[1] for line in log.read_text().splitlines()] if log.exists() else []
+
+    @property
+    def latest(self) -> Path:
+        return (self.folder / "results/latest").resolve()
+
+    @property
+    def kept(self) -> bisection.Bisection:
+        return bisection.load(self.latest)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start nvh bisect as a process, to be interrupted or killed."""
+        return subprocess.Popen(
+            # A shell without job control lets what it starts with & ignore Ctrl-C.
+            ["env", "--default-signal=INT", sys.executable, str(FAKE), "bisect", *words],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def begun(self, process: subprocess.Popen[str], kernel: str) -> None:
+        """Wait until a kernel is being tested."""
+        end = time.monotonic() + LONG
+        while kernel not in self.starts:
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        return self.nvh(str(self.bundle), "--results", "results", *words)
+
+    def nvh(self, *words: str) -> tuple[int, str, str]:
+        self.capfd.readouterr()
+        code = main(["bisect", *words])
+        out, err = self.capfd.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    def tree(self, *kernels: str) -> Path:
+        """Make a git repository with a commit for each kernel, tagged with its place."""
+        root = self.folder / "linux"
+        root.mkdir()
+        git(root, "init", "-q", "-b", "main")
+        for number, kernel in enumerate(kernels, 1):
+            (root / "kernel").write_text(f"{kernel}\n")
+            git(root, "add", "kernel")
+            git(root, "commit", "-q", "-m", f"{number}: {kernel}")
+            git(root, "tag", f"v{number}")
+        return root
+
+
+def git(root: Path, *words: str) -> str:
+    named = ("-c", "user.name=A Name", "-c", "user.email=a@b", "-C", str(root))
+    done = subprocess.run(
+        ["git", *named, *words], check=True, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout
+
+
+@pytest.fixture
+def host(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Host]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAKE_REPRO_LOG", str(tmp_path / "starts"))
+    monkeypatch.setenv("NVH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(paths.source_tree()))
+    for name in ("repro_argv", "testing_argv", "build"):
+        monkeypatch.setattr(bisect_runs, name, getattr(fake_repro, name))
+    before = signal.getsignal(signal.SIGTERM)
+    yield Host(tmp_path, bundle_of(tmp_path / "made"), capfd)
+    signal.signal(signal.SIGTERM, before)
+
+
+def kernels(*names: str) -> list[str]:
+    """Return the options for these, in order; the ends are among them."""
+    return [word for name in names for word in ("--kernel", name)]
+
+
+# Kernels
+
+
+def test_the_first_bad_kernel(host: Host) -> None:
+    listed = kernels("good-1", "good-2", "good-3", "bad-4", "bad-5", "bad-6")
+    code, out, _ = host.run("--good", "good-1", "--bad", "bad-6", *listed, "--accel", "tcg")
+    assert code == 0
+    assert host.starts == ["bad-6", "good-1", "good-3", "bad-4"]
+    assert "the first bad kernel: bad-4\nthe last good kernel tried: good-3\n" in out
+    assert f"bad      FAIL {fake_repro.MESSAGE}" in out
+    assert "the kernel: WARNING in made_up" in out
+    assert f"6.0-bad-4 {host.latest}/steps/04-bad-4/2026-run-" in out
+    assert f"repro {host.bundle} --kernel bad-4 --accel tcg\n" in out
+    assert (host.latest / "result.txt").read_text() in out
+    assert (host.latest / "steps/04-bad-4/output.log").exists()
+    kept = json.loads((host.latest / "bisect.json").read_text())
+    assert (kept["first"], kept["exit_code"], kept["turn"]) == (["bad-4"], 0, "bad")
+    assert [step["verdict"] for step in kept["steps"]] == ["bad", "good", "good", "bad"]
+    # What is done stays done.
+    assert host.nvh("--resume", "results/latest")[:2] == (
+        0,
+        (host.latest / "result.txt").read_text(),
+    )
+    assert len(host.starts) == 4
+
+
+def test_the_first_fixed_kernel(host: Host) -> None:
+    listed = kernels("bad-1", "bad-2", "good-3")
+    code, out, _ = host.run("--good", "good-3", "--bad", "bad-1", *listed)
+    assert code == 0
+    assert "searching for the first fixed kernel from bad-1 to good-3" in out
+    assert "the first fixed kernel: good-3\nthe last bad kernel tried: bad-2\n" in out
+    assert "--kernel bad-2\n" in out  # the command that shows the symptom again
+
+
+def test_what_cannot_be_tested_leaves_a_range(host: Host) -> None:
+    listed = kernels("good-1", "dead-2", "other-3", "killed-4", "traceback-5", "bad-6")
+    code, out, _ = host.run("--good", "good-1", "--bad", "bad-6", *listed)
+    assert code == 125
+    assert "the first bad kernel is one of 5, the others could not be tested:\n    dead-2\n" in out
+    assert "skipped  dead-2: the kernel does not boot\n" in out
+    assert "skipped  other-3: another symptom: FAIL copy: expected 1, seen 2\n" in out
+    assert "skipped  killed-4: killed by signal 9\n" in out
+    assert "skipped  traceback-5: " in out
+    assert host.kept.first == ("dead-2", "other-3", "killed-4", "traceback-5", "bad-6")
+
+
+def test_one_run_of_a_race_is_enough(host: Host) -> None:
+    listed = kernels("good-1", "race-2", "bad-3")
+    code, out, _ = host.run("--good", "good-1", "--bad", "bad-3", *listed, "--repeat", "3")
+    assert code == 0
+    assert "the first bad kernel: race-2\n" in out
+    assert "--repeat 3 --until-fail\n" in out
+    assert "bad-3 3 " in (host.folder / "starts").read_text()
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "code", "said"),
+    [
+        ("good-1", "good-2", 1, "bad good-2 is not bad: PASS"),
+        ("bad-1", "bad-2", 1, "good bad-1 is not good: FAIL map: expected OK"),
+        ("good-1", "dead-2", 125, "bad dead-2 is not bad, it cannot be told: the kernel does not"),
+        ("good-1", "other-2", 125, "it cannot be told: another symptom: FAIL copy"),
+    ],
+)
+def test_ends_that_are_not_what_was_said(
+    host: Host, good: str, bad: str, code: int, said: str
+) -> None:
+    found, _, err = host.run("--good", good, "--bad", bad, *kernels(good, bad))
+    assert found == code
+    assert said in " ".join(err.split())
+    assert "goes on" in err
+
+
+def test_an_end_that_could_not_be_tested_is_tried_again(host: Host) -> None:
+    kernel = host.folder / "mine"
+    kernel.write_text("dead")
+    words = ("--good", "good-1", "--bad", "mine", *kernels("good-1", "mine"))
+    assert host.run(*words)[0] == 125
+    kernel.write_text("bad")
+    assert host.nvh("--resume", "results/latest")[0] == 0
+    assert host.starts == ["dead", "bad", "good-1"]
+
+
+def test_a_test_without_a_bundle_defines_the_symptom_by_its_failure(host: Host) -> None:
+    test = fake_repro.NODEID.partition("::")[2].partition("[")[0]
+    words = ("--good", "good-1", "--bad", "race-3", *kernels("good-1", "bad-2", "race-3"))
+    code, out, _ = host.nvh(selected(test)[0], "--results", "results", "--repeat", "2", *words)
+    assert code == 0
+    assert "symptom  that of its first failure on the bad one" in out
+    log = (host.folder / "starts").read_text().splitlines()
+    assert [line.split()[:2] for line in log] == [
+        *(["test", "race-3"], ["test", "race-3"]),  # until it failed
+        *(["repro", "good-1"], ["repro", "bad-2"]),
+    ]
+    assert host.kept.bundle.startswith(str(host.latest / "steps/01-race-3"))
+    assert f"repro {host.kept.bundle} --kernel bad-2" in out
+
+
+def test_a_file_of_kernels(host: Host) -> None:
+    (host.folder / "list").write_text("# old ones\ngood-1\n\ngood-2  # fine\nbad-3\n")
+    code, out, _ = host.run("--good", "good-1", "--bad", "bad-3", "--kernel-file", "list")
+    assert (code, host.starts) == (0, ["bad-3", "good-1", "good-2"])
+    assert "the first bad kernel: bad-3\n" in out
+
+
+def test_an_interrupted_bisection_goes_on(host: Host) -> None:
+    listed = kernels("good-1", "slow-2", "bad-3")
+    words = ("--results", "results", "--good", "good-1", "--bad", "bad-3", *listed)
+    process = host.start(str(host.bundle), *words)
+    host.begun(process, "slow-2")
+    code, _, err = host.nvh("--resume", "results/latest")
+    assert code == 2
+    assert "another nvh bisect is at work in" in err
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=LONG)
+    assert process.returncode == 130
+    assert f"interrupted: nvh bisect --resume {host.latest} goes on" in " ".join(said.split())
+    (host.folder / "hurry").touch()
+    code, out, _ = host.nvh("--resume", "results/latest")
+    assert code == 0
+    assert "the first bad kernel: bad-3\n" in out
+    assert host.starts == ["bad-3", "good-1", "slow-2", "slow-2"]
+    assert sorted(path.name for path in (host.latest / "steps").iterdir())[2:] == [
+        *("03-slow-2", "03-slow-2-2"),
+    ]
+
+
+# Commits
+
+
+def test_the_first_bad_commit(host: Host) -> None:
+    tree = host.tree("good-1", "good-2", "bad-3", "bad-4", "bad-5")
+    git(tree, "bisect", "start", "v5", "v2")  # a bisection of the user's own
+    (tree / "kernel").write_text("being edited")
+    before = git(tree, "status", "--branch") + git(tree, "bisect", "log")
+    code, out, _ = host.run("--good", "v1", "--bad", "v5", "--tree", str(tree))
+    assert code == 0
+    hash_ = git(tree, "rev-parse", "v3").strip()
+    assert f'the first bad commit: {hash_[:12]} ("3: bad-3"), A Name <a@b>, 20' in out
+    assert "the last good commit tried: " in out
+    assert '("2: good-2")' in out
+    assert host.starts == ["bad-5", "good-1", "bad-3", "good-2"]
+    assert f"--kernel {host.folder}/cache/store/built-bad-3\n" in out
+    assert f"# first bad commit: [{hash_}]" in (host.latest / "git-bisect.log").read_text()
+    # The user's are as they were, and nothing of ours is left.
+    assert git(tree, "status", "--branch") + git(tree, "bisect", "log") == before
+    assert (tree / "kernel").read_text() == "being edited"
+    assert git(tree, "worktree", "list").count("\n") == 1
+    assert not list((host.folder / "cache/build").iterdir())
+
+
+def test_the_commit_that_fixed_it(host: Host) -> None:
+    tree = host.tree("bad-1", "bad-2", "good-3", "good-4")
+    code, out, _ = host.run("--good", "v4", "--bad", "v1", "--tree", str(tree))
+    assert code == 0
+    assert "searching" in out
+    assert "for the first fixed commit after v1, up to v4" in out
+    assert '("3: good-3"), A Name' in out
+
+
+def test_commits_that_do_not_build_or_boot_are_skipped(host: Host) -> None:
+    tree = host.tree("good-1", "good-2", "broken-3", "dead-4", "bad-5", "bad-6")
+    code, out, _ = host.run("--good", "v1", "--bad", "v6", "--tree", str(tree))
+    assert code == 125
+    hashes = {git(tree, "rev-parse", f"v{number}").strip() for number in (3, 4, 5)}
+    assert set(host.kept.first) == hashes
+    assert "the first bad commit is one of 3, the others could not be tested:" in out
+    assert '("3: broken-3"): the kernel does not build: a.c:1: error: no' in out
+    assert '("4: dead-4"): the kernel does not boot' in out
+    assert "only skipped commits left to test" in (host.latest / "git-bisect.log").read_text()
+
+
+@pytest.mark.parametrize("lost", ["nothing", "worktree", "lock"])
+def test_an_interrupted_search_of_commits_goes_on(host: Host, lost: str) -> None:
+    tree = host.tree("good-1", "good-2", "good-3", "slow-4", "bad-5", "bad-6", "bad-7", "bad-8")
+    words = ("--results", "results", "--good", "v1", "--bad", "v8", "--tree", str(tree))
+    process = host.start(str(host.bundle), *words)
+    host.begun(process, "slow-4")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=LONG)
+    assert process.returncode == 130
+    assert host.kept.tree is not None
+    worktree = Path(host.kept.tree.worktree)
+    assert f"worktree remove --force {worktree} gives it up" in " ".join(said.split())
+    if lost == "worktree":
+        git(tree, "worktree", "remove", "--force", str(worktree))
+    elif lost == "lock":  # of a git that was killed while it checked out
+        place = git(worktree, "rev-parse", "--git-dir").strip()
+        (Path(place) / "index.lock").touch()
+    (host.folder / "hurry").touch()
+    code, out, _ = host.nvh("--resume", "results/latest")
+    assert code == 0
+    assert '("5: bad-5"), A Name' in out
+    # What had a verdict was not tried again.
+    assert host.starts.count("slow-4") == 2
+    assert len(host.starts) == len(set(host.starts)) + 1
+    assert git(tree, "worktree", "list").count("\n") == 1
+
+
+def test_branches_that_part_before_the_repair(host: Host) -> None:
+    tree = host.tree("bad-1", "bad-2")
+    git(tree, "checkout", "-q", "-b", "other", "v1")
+    (tree / "kernel").write_text("good-3\n")
+    git(tree, "commit", "-q", "-a", "-m", "3: good-3")
+    code, _, err = host.run("--good", "other", "--bad", "v2", "--tree", str(tree))
+    assert code == 1
+    assert "good and bad are on branches that part: The merge base" in " ".join(err.split())
+
+
+def test_only_commits_that_touch_a_path(host: Host) -> None:
+    tree = host.tree("good-1", "good-2")
+    for number in range(5):
+        (tree / "README").write_text(str(number))
+        git(tree, "add", "README")
+        git(tree, "commit", "-q", "-m", "no matter")
+    (tree / "kernel").write_text("bad-3\n")
+    git(tree, "commit", "-q", "-a", "-m", "3: bad-3")
+    words = ("--good", "v1", "--bad", "main", "--tree", str(tree), "--", "kernel")
+    code, out, _ = host.run(*words)
+    assert code == 0
+    assert '("3: bad-3"), A Name' in out
+    assert host.starts == ["bad-3", "good-1", "good-2"]
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["B", "--good", "a"], "--bad is missing"),
+        (["--good", "a", "--bad", "b"], "BUNDLE_OR_TEST is missing"),
+        (["B", "--good", "a", "--bad", "a"], "a cannot be both good and bad"),
+        (["B", "--good", "a", "--bad", "b", "--repeat", "0"], "--repeat 0"),
+        (["no/such.tar.zst", "--good", "a", "--bad", "b"], "no bundle at no/such.tar.zst"),
+        (["B", "--good", "a", "--bad", "b", "--patch", "x"], "patch without --tree"),
+        (["B", "--good", "a", "--bad", "b", "--", "mm"], "paths without --tree"),
+        (
+            ["B", "--good", "a", "--bad", "b", "--tree", "T", "--kernel", "c"],
+            "--kernel with --tree",
+        ),
+        (["B", "--good", "a", "--bad", "v1", "--tree", "T"], "has no commit a"),
+        (["B", "--good", "v1", "--bad", "main", "--tree", "T"], "are one commit"),
+        (["B", "--good", "v1", "--bad", "v2", "--tree", "."], "not a git repository"),
+        (["B", "--good", "v1", "--bad", "v2", "--tree", "none"], "no kernel tree at"),
+        (["B", "--good", "a", "--bad", "b", "--kernel-file", "none"], "no list of kernels at none"),
+        (["--resume", "."], "--resume .: "),
+        (["--resume", ".", "--repeat", "2"], "--resume stands alone"),
+    ],
+)
+def test_wrong_usage_is_one_line(host: Host, words: list[str], said: str) -> None:
+    tree = host.tree("good-1")
+    names = {"B": str(host.bundle), "T": str(tree)}
+    code, _, err = host.nvh(*(names.get(word, word) for word in words))
+    assert code == 2
+    assert said in " ".join(err.split())
+    assert len(err.splitlines()) == 1
+    assert not (host.folder / "results").exists()
+
+
+def test_a_test_that_is_several_is_refused(host: Host) -> None:
+    code, _, err = host.nvh("L5", "--good", "a", "--bad", "b")
+    assert code == 2
+    assert "'L5' is 14 tests: test_l5_" in err
+    assert "name one of them" in err
+
+
+def test_a_folder_has_one_owner(host: Host) -> None:
+    host.run("--good", "good-1", "--bad", "bad-2", *kernels("good-1", "bad-2"))
+    with owned(host.latest, "nvh bisect"):
+        code, _, err = host.nvh("--resume", "results/latest")
+    assert (code, "another nvh bisect is at work" in err) == (2, True)
