@@ -23,6 +23,7 @@ from harness.commands import (
     testing,
 )
 from harness.errors import EXIT_INTERRUPTED, HarnessError, HostError
+from harness.images.kernel import absolute
 from harness.pool import ISOLATIONS
 from harness.time_limit import OF_RUN, OF_TEST
 from harness.toml_table import parse_size
@@ -81,20 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _absolute(args: argparse.Namespace) -> None:
     """Make paths that were given relative to here good everywhere: in workers, in reports."""
     if getattr(args, "kernel", None):
-        args.kernel = _absolute_kernel(args.kernel)
+        args.kernel = absolute(args.kernel)
     if getattr(args, "machine", None):
         args.machine = _absolute_machine(args.machine)
     if getattr(args, "good", None) and getattr(args, "bad", None) and not args.tree:
-        args.good, args.bad = _absolute_kernel(args.good), _absolute_kernel(args.bad)
+        args.good, args.bad = absolute(args.good), absolute(args.bad)
     if getattr(args, "kernels", None):
-        args.kernels = [_absolute_kernel(word) for word in args.kernels]
+        args.kernels = [absolute(word) for word in args.kernels]
     if getattr(args, "machines", None):
         args.machines = [_absolute_machine(word) for word in args.machines]
-
-
-def _absolute_kernel(word: str) -> str:
-    path = word.startswith(("/", ".", "~")) or Path(word).exists()
-    return str(Path(word).expanduser().absolute()) if path else word
 
 
 def _absolute_machine(word: str) -> str:

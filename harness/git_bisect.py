@@ -5,11 +5,14 @@ git keeps HEAD, index and a bisection's state (refs/bisect/, BISECT_LOG) for eac
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import filelock
 
 from harness import process
 from harness.bisect import Turn, Verdict
@@ -74,21 +77,27 @@ class Worktree:
     path: Path
 
     @classmethod
-    def claim(cls, repository: Path, base: Path) -> Worktree:
-        """Return the first place below ``base`` that no other bisection of the repository has.
+    def claim(cls, repository: Path, base: Path, owner: Path) -> Worktree:
+        """Return the first place BASE-N that no other bisection of the repository has.
 
         It is the same one each time, so that objects built for an earlier bisection are there.
+        ``owner`` is the bisection's folder; the place of one whose folder is gone is taken over.
         """
         base.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        number = 1
-        while True:
-            path = base.with_name(f"{base.name}-{number}")
-            try:
-                path.mkdir()
-            except FileExistsError:
-                number += 1
-                continue
-            return cls(repository, path)
+        with filelock.FileLock(f"{base}.lock"):
+            for number in itertools.count(1):
+                found = cls(repository, base.with_name(f"{base.name}-{number}"))
+                mark = found._owner
+                if mark.is_file() and not Path(mark.read_text()).is_dir():
+                    found.remove()
+                if not mark.exists():
+                    mark.write_text(str(owner))
+                    return found
+        raise AssertionError("counting ends")
+
+    @property
+    def _owner(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.owner")
 
     def ready(self) -> bool:
         """Whether it is there, with no git that was killed at work in it."""
@@ -100,12 +109,16 @@ class Worktree:
 
     def make(self, commit: str) -> None:
         """Check a commit out, into a place where nothing of use is."""
-        self.remove()
+        self._clear()
         words = ("worktree", "add", "--detach", "--force", str(self.path), commit)
         _git(self.repository, *words, check=True)
 
     def remove(self) -> None:
-        """Remove the checkout and what git knows of it."""
+        """Remove the checkout and what git knows of it; others may have the place."""
+        self._clear()
+        self._owner.unlink(missing_ok=True)
+
+    def _clear(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         # Of this one only: git worktree prune would forget others of the user's.
         _git(self.repository, "worktree", "remove", "--force", "--force", str(self.path))

@@ -60,7 +60,7 @@ def play(words: list[str]) -> int:
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--until-fail", action="store_true")
     args = parser.parse_args(words)
-    kernel = Path(args.kernel).read_text() if Path(args.kernel).is_file() else args.kernel
+    kernel = _kernel(Path(args.kernel))
     word = kernel.partition("-")[0]
     log = Path(os.environ["FAKE_REPRO_LOG"])
     before = log.read_text().count("\n") if log.exists() else 0
@@ -85,6 +85,14 @@ def play(words: list[str]) -> int:
         if shown != "good":
             return {"bad": 1, "other": 125}[shown]
     return 1 if word == "traceback" else 0
+
+
+def _kernel(given: Path) -> str:
+    """Return what a kernel says; of one that was built, the end of the image."""
+    if given.is_dir():
+        given /= "arch/x86/boot/bzImage"
+    said = given.read_bytes().splitlines()[-1].decode() if given.is_file() else str(given)
+    return said.strip()
 
 
 def _record(run: Path, kernel: str, shown: str, bundle: bool) -> None:

@@ -21,12 +21,18 @@ from harness.cli import main
 from harness.commands import bisect as command
 from harness.commands.testing import selected
 from harness.errors import UsageError
+from harness.git_bisect import Worktree
 from harness.report import bisection
 from harness.report.results import owned
 from tests import fake_repro
 from tests.made_up_bundles import bundle_of
+from tests.test_kbuild import tree
+
+__all__ = ["tree"]  # a fixture
 
 FAKE = Path(fake_repro.__file__)
+#: As it is outside of these tests.
+BUILD = bisect_runs.build
 #: Seconds after which a bisection of stand-ins hangs, on a host that has much else to do.
 LONG = 300
 
@@ -277,7 +283,7 @@ def test_ends_that_are_not_what_was_said(
     found, _, err = host.run("--good", good, "--bad", bad, *kernels(good, bad))
     assert found == code
     assert said in " ".join(err.split())
-    assert "goes on" in err
+    assert ("goes on" in err) is (code == 125)
 
 
 def test_an_end_that_could_not_be_tested_is_tried_again(host: Host) -> None:
@@ -338,13 +344,13 @@ def test_an_interrupted_bisection_goes_on(host: Host) -> None:
 
 
 def test_the_first_bad_commit(host: Host) -> None:
-    tree = host.tree("good-1", "good-2", "bad-3", "bad-4", "bad-5")
-    git(tree, "bisect", "start", "v5", "v2")  # a bisection of the user's own
-    (tree / "kernel").write_text("being edited")
-    before = git(tree, "status", "--branch") + git(tree, "bisect", "log")
-    code, out, _ = host.run("--good", "v1", "--bad", "v5", "--tree", str(tree))
+    linux = host.tree("good-1", "good-2", "bad-3", "bad-4", "bad-5")
+    git(linux, "bisect", "start", "v5", "v2")  # a bisection of the user's own
+    (linux / "kernel").write_text("being edited")
+    before = git(linux, "status", "--branch") + git(linux, "bisect", "log")
+    code, out, _ = host.run("--good", "v1", "--bad", "v5", "--tree", str(linux))
     assert code == 0
-    hash_ = git(tree, "rev-parse", "v3").strip()
+    hash_ = git(linux, "rev-parse", "v3").strip()
     assert f'the first bad commit: {hash_[:12]} ("3: bad-3"), A Name <a@b>, 20' in out
     assert "the last good commit tried: " in out
     assert '("2: good-2")' in out
@@ -352,15 +358,15 @@ def test_the_first_bad_commit(host: Host) -> None:
     assert f"--kernel {host.folder}/cache/store/built-bad-3\n" in out
     assert f"# first bad commit: [{hash_}]" in (host.latest / "git-bisect.log").read_text()
     # The user's are as they were, and nothing of ours is left.
-    assert git(tree, "status", "--branch") + git(tree, "bisect", "log") == before
-    assert (tree / "kernel").read_text() == "being edited"
-    assert git(tree, "worktree", "list").count("\n") == 1
-    assert not list((host.folder / "cache/build").iterdir())
+    assert git(linux, "status", "--branch") + git(linux, "bisect", "log") == before
+    assert (linux / "kernel").read_text() == "being edited"
+    assert git(linux, "worktree", "list").count("\n") == 1
+    assert not list((host.folder / "cache/build").glob("bisect-*-*"))
 
 
 def test_the_commit_that_fixed_it(host: Host) -> None:
-    tree = host.tree("bad-1", "bad-2", "good-3", "good-4")
-    code, out, _ = host.run("--good", "v4", "--bad", "v1", "--tree", str(tree))
+    linux = host.tree("bad-1", "bad-2", "good-3", "good-4")
+    code, out, _ = host.run("--good", "v4", "--bad", "v1", "--tree", str(linux))
     assert code == 0
     assert "searching" in out
     assert "for the first fixed commit after v1, up to v4" in out
@@ -368,10 +374,10 @@ def test_the_commit_that_fixed_it(host: Host) -> None:
 
 
 def test_commits_that_do_not_build_or_boot_are_skipped(host: Host) -> None:
-    tree = host.tree("good-1", "good-2", "broken-3", "dead-4", "bad-5", "bad-6")
-    code, out, _ = host.run("--good", "v1", "--bad", "v6", "--tree", str(tree))
+    linux = host.tree("good-1", "good-2", "broken-3", "dead-4", "bad-5", "bad-6")
+    code, out, _ = host.run("--good", "v1", "--bad", "v6", "--tree", str(linux))
     assert code == 125
-    hashes = {git(tree, "rev-parse", f"v{number}").strip() for number in (3, 4, 5)}
+    hashes = {git(linux, "rev-parse", f"v{number}").strip() for number in (3, 4, 5)}
     assert set(host.kept.first) == hashes
     assert "the first bad commit is one of 3, the others could not be tested:" in out
     assert '("3: broken-3"): the kernel does not build: a.c:1: error: no' in out
@@ -381,8 +387,8 @@ def test_commits_that_do_not_build_or_boot_are_skipped(host: Host) -> None:
 
 @pytest.mark.parametrize("lost", ["nothing", "worktree", "lock"])
 def test_an_interrupted_search_of_commits_goes_on(host: Host, lost: str) -> None:
-    tree = host.tree("good-1", "good-2", "good-3", "slow-4", "bad-5", "bad-6", "bad-7", "bad-8")
-    words = ("--results", "results", "--good", "v1", "--bad", "v8", "--tree", str(tree))
+    linux = host.tree("good-1", "good-2", "good-3", "slow-4", "bad-5", "bad-6", "bad-7", "bad-8")
+    words = ("--results", "results", "--good", "v1", "--bad", "v8", "--tree", str(linux))
     process = host.start(str(host.bundle), *words)
     host.begun(process, "slow-4")
     process.send_signal(signal.SIGINT)
@@ -392,7 +398,7 @@ def test_an_interrupted_search_of_commits_goes_on(host: Host, lost: str) -> None
     worktree = Path(host.kept.tree.worktree)
     assert f"worktree remove --force {worktree} gives it up" in " ".join(said.split())
     if lost == "worktree":
-        git(tree, "worktree", "remove", "--force", str(worktree))
+        git(linux, "worktree", "remove", "--force", str(worktree))
     elif lost == "lock":  # of a git that was killed while it checked out
         place = git(worktree, "rev-parse", "--git-dir").strip()
         (Path(place) / "index.lock").touch()
@@ -403,32 +409,74 @@ def test_an_interrupted_search_of_commits_goes_on(host: Host, lost: str) -> None
     # What had a verdict was not tried again.
     assert host.starts.count("slow-4") == 2
     assert len(host.starts) == len(set(host.starts)) + 1
-    assert git(tree, "worktree", "list").count("\n") == 1
+    assert git(linux, "worktree", "list").count("\n") == 1
 
 
 def test_branches_that_part_before_the_repair(host: Host) -> None:
-    tree = host.tree("bad-1", "bad-2")
-    git(tree, "checkout", "-q", "-b", "other", "v1")
-    (tree / "kernel").write_text("good-3\n")
-    git(tree, "commit", "-q", "-a", "-m", "3: good-3")
-    code, _, err = host.run("--good", "other", "--bad", "v2", "--tree", str(tree))
+    linux = host.tree("bad-1", "bad-2")
+    git(linux, "checkout", "-q", "-b", "other", "v1")
+    (linux / "kernel").write_text("good-3\n")
+    git(linux, "commit", "-q", "-a", "-m", "3: good-3")
+    code, _, err = host.run("--good", "other", "--bad", "v2", "--tree", str(linux))
     assert code == 1
     assert "good and bad are on branches that part: The merge base" in " ".join(err.split())
 
 
 def test_only_commits_that_touch_a_path(host: Host) -> None:
-    tree = host.tree("good-1", "good-2")
+    linux = host.tree("good-1", "good-2")
     for number in range(5):
-        (tree / "README").write_text(str(number))
-        git(tree, "add", "README")
-        git(tree, "commit", "-q", "-m", "no matter")
-    (tree / "kernel").write_text("bad-3\n")
-    git(tree, "commit", "-q", "-a", "-m", "3: bad-3")
-    words = ("--good", "v1", "--bad", "main", "--tree", str(tree), "--", "kernel")
+        (linux / "README").write_text(str(number))
+        git(linux, "add", "README")
+        git(linux, "commit", "-q", "-m", "no matter")
+    (linux / "kernel").write_text("bad-3\n")
+    git(linux, "commit", "-q", "-a", "-m", "3: bad-3")
+    words = ("--good", "v1", "--bad", "main", "--tree", str(linux), "--", "kernel")
     code, out, _ = host.run(*words)
     assert code == 0
     assert '("3: bad-3"), A Name' in out
     assert host.starts == ["bad-3", "good-1", "good-2"]
+
+
+def test_commits_are_built_with_what_is_left_to_do(
+    host: Host,
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Through the real building of kernels, of a tree with as much of kbuild as it touches."""
+    monkeypatch.setattr(bisect_runs, "build", BUILD)
+    git(tree, "init", "-q", "-b", "main")
+    for number, word in enumerate(("good-1", "good-2", "#error", "bad-4"), 1):
+        (tree / "b.c").write_text(f"{word}\n")
+        git(tree, "add", "-A")
+        git(tree, "commit", "-q", "-m", word)
+        git(tree, "tag", f"v{number}")
+    (tree / "a.c").write_text("not committed\n")
+    code, out, _ = host.run("--good", "v1", "--bad", "v4", "--tree", str(tree), "-j", "1")
+    assert code == 125
+    assert "the first bad commit is one of 2" in out
+    assert "the kernel does not build: b.c:1:2: error: it says so" in out
+    assert host.starts == ["bad-4", "good-1", "good-2"]
+    (log,) = (host.folder / "cache/build").glob("work-*/objects-*/build.log")
+    assert log.read_text().count("CC ") == 1  # of the last commit; a.c is compiled once
+    last = host.kept.steps[-1]
+    assert last.verdict is Verdict.GOOD
+    assert b"not committed" not in (Path(last.built) / "arch/x86/boot/bzImage").read_bytes()
+
+
+def test_a_place_for_a_worktree_is_one_bisections_own(host: Host) -> None:
+    linux, base = host.tree("good-1"), host.folder / "cache/build/bisect-x"
+    owners = [host.folder / "one", host.folder / "two"]
+    for owner in owners:
+        owner.mkdir()
+    one, two = (Worktree.claim(linux, base, owner) for owner in owners)
+    assert [place.path.name for place in (one, two)] == ["bisect-x-1", "bisect-x-2"]
+    one.make("HEAD")
+    owners[0].rmdir()  # its results were removed, and it cannot go on
+    assert Worktree.claim(linux, base, owners[1]).path == one.path
+    assert not one.path.exists()
+    assert git(linux, "worktree", "list").count("\n") == 1
+    two.remove()
+    assert Worktree.claim(linux, base, owners[1]).path == two.path
 
 
 # Usage
@@ -458,8 +506,8 @@ def test_only_commits_that_touch_a_path(host: Host) -> None:
     ],
 )
 def test_wrong_usage_is_one_line(host: Host, words: list[str], said: str) -> None:
-    tree = host.tree("good-1")
-    names = {"B": str(host.bundle), "T": str(tree)}
+    linux = host.tree("good-1")
+    names = {"B": str(host.bundle), "T": str(linux)}
     code, _, err = host.nvh(*(names.get(word, word) for word in words))
     assert code == 2
     assert said in " ".join(err.split())

@@ -13,10 +13,10 @@ from harness import bisect_runs, git_bisect, paths, ui
 from harness.bisect import Turn
 from harness.commands.repro import opened
 from harness.commands.testing import selected
-from harness.errors import EXIT_INTERRUPTED, HarnessError, UsageError
+from harness.errors import EXIT_INTERRUPTED, HarnessError, NoTurn, UsageError
 from harness.git_bisect import Worktree
 from harness.images import fragment, packaged, patches
-from harness.images.kernel import resolve
+from harness.images.kernel import absolute, resolve
 from harness.images.source import build_dir
 from harness.images.store import Store, hash_of
 from harness.lab import Lab, Options
@@ -56,7 +56,9 @@ def _search(found: Bisection, folder: Path, store: Store, say: Callable[[str], N
         return found.exit_code
     print(f"{_spoken(found)}; results in {folder}", flush=True)
     if found.tree is not None and not found.tree.worktree:
-        found = _with_worktree(found, store)
+        path = Path(found.tree.path)
+        base = build_dir(store) / f"bisect-{hash_of(str(path.resolve()))[:16]}"
+        found = found.on(str(Worktree.claim(path, base, folder).path))
         found.save(folder)
     runs = bisect_runs.Runs(found, folder, store, say)
     try:
@@ -64,6 +66,9 @@ def _search(found: Bisection, folder: Path, store: Store, say: Callable[[str], N
     except KeyboardInterrupt:
         ui.terminal.print(f"nvh: interrupted: {_go_on(runs.found, folder)}")
         return EXIT_INTERRUPTED
+    except NoTurn:
+        _give_up(runs.found, folder)
+        raise
     except HarnessError:
         ui.terminal.print(_go_on(runs.found, folder))
         raise
@@ -72,12 +77,22 @@ def _search(found: Bisection, folder: Path, store: Store, say: Callable[[str], N
         for hash_ in found.first:
             commit = runs.commit(hash_)
             names[hash_] = f"{one_line(str(commit))}, {one_line(commit.author)}, {commit.date}"
-        Worktree(Path(found.tree.path), Path(found.tree.worktree)).remove()
+        found = _give_up(found, folder)
     text = bisection.ending(found, folder, names, program())
     bisection.write_ending(folder, text)
     print(text, end="")
     assert found.exit_code is not None
     return found.exit_code
+
+
+def _give_up(found: Bisection, folder: Path) -> Bisection:
+    """Remove the worktree of a bisection that is over."""
+    if found.tree is None:
+        return found
+    Worktree(Path(found.tree.path), Path(found.tree.worktree)).remove()
+    found = found.on("")
+    found.save(folder)
+    return found
 
 
 def _spoken(found: Bisection) -> str:
@@ -225,7 +240,7 @@ def _file(file: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"no list of kernels at {file}: {error}") from error
     words = [re.sub(r"(^|\s)#.*", "", line).strip() for line in lines]
-    return [str(Path(word).expanduser()) if word[0] == "~" else word for word in words if word]
+    return [absolute(word) for word in words if word]
 
 
 # A tree
@@ -260,11 +275,3 @@ def _tree(args: argparse.Namespace) -> tuple[Tree, Turn]:
         paths=tuple(args.command),
     )
     return tree, git_bisect.turn_between(path, good, bad)
-
-
-def _with_worktree(found: Bisection, store: Store) -> Bisection:
-    assert found.tree is not None
-    path = Path(found.tree.path)
-    base = build_dir(store) / f"bisect-{hash_of(str(path.resolve()))[:16]}"
-    worktree = Worktree.claim(path, base)
-    return found.on(str(worktree.path))

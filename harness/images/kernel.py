@@ -87,6 +87,12 @@ def resolve(selector: str | None, store: Store, *, progress: Progress = to_log) 
     return _from_image(path, origin=str(path))
 
 
+def absolute(selector: str) -> str:
+    """Make a path that is relative to here good everywhere; other selectors stay as they are."""
+    path = selector.startswith(("/", ".", "~")) or Path(selector).exists()
+    return str(Path(selector).expanduser().absolute()) if path else selector
+
+
 def _from_directory(path: Path, store: Store, progress: Progress) -> Kernel:
     if (path / BZIMAGE).is_file():
         return _from_tree(path, store, progress)

@@ -1,0 +1,38 @@
+"""A bisection with real guests: a lost wake-up that 6.1 has and 6.12 has not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import paths
+from harness.bisect import Turn
+from harness.report import bisection
+
+pytestmark = pytest.mark.guest
+
+
+def test_the_first_fixed_kernel(tmp_path: Path) -> None:
+    words = ["--good", "debian:6.12", "--bad", "debian:6.1", "--accel", "tcg"]
+    words += ["--kernel", "debian:6.1", "--kernel", "debian:6.12", "--results", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", "bisect", "L5 and punch-odirect-write-ext4", *words],
+        cwd=paths.source_tree(),
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the first fixed kernel: debian:6.12\n" in done.stdout
+    found = bisection.load((tmp_path / "latest").resolve())
+    assert (found.turn, found.first) == (Turn.FIXED, ("debian:6.12",))
+    bad, good = found.steps
+    assert bad.seen == "KNOWN hung: expected false, seen true"
+    assert (bad.release[:4], good.release[:5]) == ("6.1.", "6.12.")
+    assert Path(found.bundle).is_file()
