@@ -61,7 +61,7 @@ class Bounds:
 def bounds(turn: Turn, verdicts: Mapping[int, Verdict], count: int) -> Bounds:
     """Return where a search among ``count`` candidates stands; the ends need no verdict."""
     new = min((at for at, word in verdicts.items() if word is turn.new), default=count - 1)
-    old = max((at for at, word in verdicts.items() if word is turn.old and at < new), default=0)
+    old = max((at for at, word in verdicts.items() if word is turn.old), default=0)
     skipped = sorted(at for at, word in verdicts.items() if word is Verdict.SKIP and old < at < new)
     return Bounds(old, new, tuple(skipped))
 
