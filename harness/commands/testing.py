@@ -22,6 +22,7 @@ from harness.process import shell_line
 from harness.qemu.snapshot import NotMigratable
 from harness.report.results import ResultsDir
 from harness.run_reporter import exit_code, verdict_of
+from harness.time_limit import OF_TEST
 from harness.toml_table import Table
 from harness.verdict.expectation import Catalogue, row_id
 from harness.verdict.reports import load_reports
@@ -93,6 +94,7 @@ def selected(expression: str) -> list[str]:
     args = argparse.Namespace(k=expression, set=None, kernel=None, pytest_args=[])
     args.accel, args.machine, args.isolation = "auto", "default", "clone"
     args.strict = args.with_kernel = False
+    args.dump_memory, args.max_test_time = None, OF_TEST
     return [item.nodeid for item in _collect(root, args, _arguments(root, args))]
 
 
