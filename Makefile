@@ -42,7 +42,7 @@ unit: setup ## the harness's own tests that need no guest
 	$(bin)/python -m pytest tests -q -m "not guest"
 
 guest: workloads ## the harness's own tests that boot guests
-	$(bin)/python -m pytest tests -q -m guest
+	$(bin)/python -m pytest tests -q -m guest -n 2 --dist worksteal
 
 bench: workloads ## measure the harness; medians go to results/bench.json
 	$(bin)/python -m benchmarks

@@ -7,9 +7,11 @@ ones, and its test's verdict is taken back if something shows.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.guest import Guest
@@ -49,7 +51,8 @@ class _Lingering(threading.Thread):
 class Aftermath:
     """The guests of tests that are over."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder  # the folders of guests are in there
         self._lingering: list[_Lingering] = []
 
     def keep(self, guest: Guest, end: Callable[[], None], told: Callable[[str], None]) -> bool:
@@ -80,3 +83,6 @@ class Aftermath:
             one.unwanted = True
             one.hurry.set()
         self.wait()
+        for folder in (self._folder, self._folder.parent):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing in it was worth keeping

@@ -100,11 +100,9 @@ def guests(request: pytest.FixtureRequest) -> Iterator[GuestPool]:
     state = run_state(request.config)
     folder = state.results.path / "guests" / (worker_id(request.config) or "main")
     folder.mkdir(parents=True)
-    aftermath = request.config.stash[_AFTERMATH] = Aftermath()
-    with (
-        guest_pool(state.lab, folder, evidence=state.results.path) as pool,
-        contextlib.closing(aftermath),
-    ):
+    # Outlives the pool, which ends before the last test has its record.
+    request.config.stash[_AFTERMATH] = Aftermath(folder)
+    with guest_pool(state.lab, folder, evidence=state.results.path) as pool:
         yield pool
 
 
@@ -446,6 +444,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_configure_node(node: Any) -> None:
     """Give xdist's workers the controller's results directory."""
     node.workerinput["nvh_results"] = str(run_state(node.config).results.path)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the guests of tests that are over, where a run was cut short."""
+    if aftermath := session.config.stash.get(_AFTERMATH, None):
+        aftermath.close()
 
 
 @pytest.hookimpl(trylast=True)

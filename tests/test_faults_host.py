@@ -142,11 +142,11 @@ def test_no_room_for_results(
     disk.mkdir()
     monkeypatch.setenv("KEEP", str(disk / "results"))
     monkeypatch.setenv("KEPT", str(kept))
-    run = started(CHEAP, workers=1, before=small_disk(disk, size="4M"), into=disk / "results")
+    run = started(CHEAP, workers=1, before=small_disk(disk, size="64M"), into=disk / "results")
     inside = Path(f"/proc/{run.process.pid}/root{disk}")
     eventually((inside / "results" / "latest" / "junit.xml").exists, seconds=240)
     with pytest.raises(OSError, match="No space"):
-        (inside / "filler").write_bytes(bytes(8 << 20))
+        (inside / "filler").write_bytes(bytes(96 << 20))
     begun = time.monotonic()
     out = run.end(240)
     seconds = time.monotonic() - begun

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import GuestHung, GuestLost, GuestPanic, HarnessError
+from harness.errors import GuestHung, GuestLost, GuestPanic, HarnessError, HostStall
 from harness.guest import Guest
 from harness.guest import template as templates
 from harness.guest.boot import Recipe
@@ -190,7 +190,7 @@ def freeze(guest: Guest) -> None:
 
 def stop_qemu(guest: Guest) -> None:
     os.kill(guest.vm.child.pid, signal.SIGSTOP)
-    with pytest.raises(GuestHung):
+    with pytest.raises(HostStall):
         guest.run("true", timeout=1)
 
 
