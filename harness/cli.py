@@ -20,6 +20,7 @@ from harness.commands import (
     nightly,
     reports,
     repro,
+    results,
     testing,
 )
 from harness.errors import EXIT_INTERRUPTED, HarnessError, HostError
@@ -40,6 +41,7 @@ examples:
   nvh matrix --kernel debian:6.1 --kernel ~/linux        a night on two kernels
   nvh bisect BUNDLE --good v6.11 --bad v6.12 --tree ~/linux      the commit that broke it
   nvh compare OLD results/latest             what is new since an older night
+  nvh report results/latest --open           the page of a run or a matrix
 
 exit codes: 0 all passed, 1 a test failed, 2 usage, 125 the harness or the host could not test
 (git bisect run skips it), 130 interrupted.
@@ -188,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     _image(commands)
     _kernel(commands)
     _nightly(commands)
+
+    _pages(commands)
 
     classify = _command(commands, "classify", "find kernel faults in console logs", logs.classify)
     classify.add_argument("files", nargs="+", metavar="FILE", help="a log; - is standard input")
@@ -447,6 +451,19 @@ def _nightly(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     compare.add_argument("old", metavar="OLD", help="a results directory, of a run or a matrix")
     compare.add_argument("new", metavar="NEW", help="the one to judge, such as results/latest")
     compare.add_argument("--json", action="store_true", help="as one JSON object")
+
+
+def _pages(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = _command(commands, "report", "write report.html of stored results", results.report)
+    report.add_argument("results", metavar="RESULTS", help="of a run or a matrix: results/latest")
+    report.add_argument("--open", action="store_true", help="show it in a browser")
+
+    trend = _command(commands, "trend", "plot verdicts and durations over nights", results.trend)
+    trend.add_argument(
+        "folders", metavar="DIR", nargs="+", help="results of runs and matrices, or folders of them"
+    )
+    trend.add_argument("--output", metavar="FILE", help="the page (default: DIR/trend.html)")
+    trend.add_argument("--open", action="store_true", help="show it in a browser")
 
 
 if __name__ == "__main__":

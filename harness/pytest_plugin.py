@@ -37,6 +37,7 @@ from harness.run_bundles import about
 from harness.run_options import add_options, wish_of
 from harness.run_reporter import RECORD, UNWRITTEN, Reporter
 from harness.run_state import RunState, end_bundle, load_catalogue, run_state, worker_id
+from harness.steps import Steps
 from harness.toml_table import parse_size
 from harness.verdict.expectation import Case, Mismatch, NotProven, row_id
 from harness.verdict.judge import SPLAT, ComparedNothing, Splat, judge
@@ -53,6 +54,7 @@ _SHOWN = 1 << 16
 _CASE = pytest.StashKey[Case]()
 _OBSERVER = pytest.StashKey[Observer]()
 _BEGUN = pytest.StashKey[float]()
+_STEPS = pytest.StashKey[Steps]()
 _NEXT = pytest.StashKey[pytest.Item | None]()
 _OUTCOME = pytest.StashKey[tuple[Status, str, str]]()
 _AFTERMATH = pytest.StashKey[Aftermath]()
@@ -147,7 +149,9 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
         observer = Observer(given, request.node.nodeid)
         request.node.stash[_OBSERVER] = observer
         given.note = _echo(request.node)
-        given.begun = _commands(request.node)
+        steps = request.node.stash[_STEPS]
+        steps.waited("waits for its guest")
+        given.begun, given.ended = _commands(request.node), steps.end
         observer.begin()
         yield given
         _dump_memory(request.node, given)
@@ -170,7 +174,7 @@ def power_cycle(
     def cycle() -> Guest:
         again = stack.enter_context(guests.power_cycled(lives[-1]))
         lives.append(again)
-        again.note, again.begun = lives[0].note, lives[0].begun
+        again.note, again.begun, again.ended = lives[0].note, lives[0].begun, lives[0].ended
         request.node.stash[_OBSERVER].go_on(again)
         return again
 
@@ -195,7 +199,13 @@ def _echo(item: pytest.Item) -> Callable[[str], None]:
 def _commands(item: pytest.Item) -> Callable[[str], None]:
     """Return what keeps each command of a test before the guest is told to run it."""
     file = run_state(item.config).results.test_dir(item.nodeid) / "commands"
-    return lambda command: append(file, f"{command}\n")
+    steps = item.stash[_STEPS]
+
+    def begun(command: str) -> None:
+        append(file, f"{command}\n")
+        steps.begin(command)
+
+    return begun
 
 
 def _dump_memory(item: pytest.Item, guest: Guest) -> None:
@@ -389,6 +399,7 @@ def _record(item: pytest.Item) -> TestRecord:
         known=_known(item) if status is Status.FAIL else "",
         fixed=tuple(issue.id for issue in expected) if status is Status.PASS else (),
         excerpts=excerpts,
+        steps=item.stash[_STEPS].all() if _STEPS in item.stash else (),
     )
 
 
@@ -402,6 +413,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     """Note when the test began, and begin its bundle; its guest's start counts to its time."""
     item.stash[_BEGUN] = time.time()
+    item.stash[_STEPS] = Steps(item.stash[_BEGUN])
     if _is_testcase(item):
         _begin_bundle(item)
     with _limited(item):

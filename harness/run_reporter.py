@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from pathlib import Path
 
 import pytest
 
+from harness import pages
 from harness.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNTESTABLE, HarnessError, HostError
 from harness.report import junit, summary, table
 from harness.report.escape import one_line
 from harness.report.record import TestRecord, boot_findings
 from harness.run_state import STATE, RunState, end_bundle, run_state
 from harness.verdict.status import Status
+
+log = logging.getLogger(__name__)
 
 #: The user properties of a report that carry, from a worker too, where its record lies and why none
 #: could be written.
@@ -98,6 +102,22 @@ class Reporter:
             options=state.options,
         )
 
+    def _write_page(self) -> None:
+        """Write report.html; whatever keeps it from that costs no verdict."""
+        state = run_state(self._config)
+        if not state.records:
+            return
+        try:
+            pages.write_run(
+                state.results.path,
+                state.records,
+                again={one.nodeid: one.again(state.options) for one in state.records},
+                known=state.known,
+                catalogue=state.catalogue,
+            )
+        except Exception as error:  # a fault of the page is none of the run
+            log.warning("no report.html: %r", error, exc_info=True)
+
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Note what cut the run short."""
         plain = excinfo.type is KeyboardInterrupt
@@ -117,6 +137,7 @@ class Reporter:
                 self._write(int(exitstatus))
             except HostError as error:
                 self._why = self._why or str(error)
+            self._write_page()
         if exitstatus not in set(pytest.ExitCode) - {pytest.ExitCode.INTERNAL_ERROR}:
             self.pytest_terminal_summary()  # pytest calls it for the others only
 

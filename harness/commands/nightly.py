@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from harness import matrix as runs
-from harness import paths
+from harness import pages, paths
 from harness.errors import EXIT_OK, HarnessError, UsageError
 from harness.process import shell_line
 from harness.qemu import accel
@@ -44,6 +44,10 @@ def matrix(args: argparse.Namespace) -> int:
         print(f"{runs_to_do} to do; results in {folder}", flush=True)
         found = runs.carry_out(found, folder, argv_of=runs.testing_argv)
     matrix_table.show(found, folder)
+    try:
+        print(f"report: {pages.write_stored(folder)}", flush=True)
+    except (HarnessError, OSError) as error:  # it costs no verdict
+        print(f"no report: {error}", flush=True)
     assert found.exit_code is not None
     return found.exit_code
 

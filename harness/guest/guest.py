@@ -87,6 +87,8 @@ class Guest:
         self.note: Callable[[str], None] = lambda _: None
         #: Takes each command before it is run.
         self.begun: Callable[[str], None] = lambda _: None
+        #: Told when a command is over, however it ended.
+        self.ended: Callable[[], None] = lambda: None
 
     @property
     def scale(self) -> float:
@@ -113,6 +115,8 @@ class Guest:
             if self.broken is error:
                 raise
             raise self.broken from error
+        finally:
+            self.ended()
         if done.status == _SIGKILLED and (oom := diagnosis.out_of_memory(self, self._spoken)):
             self.broken = oom
             raise oom

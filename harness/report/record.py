@@ -17,6 +17,8 @@ from harness.report.results import write_json
 from harness.verdict.status import Status
 
 FORMAT = 1
+#: The page of a run, in its directory.
+PAGE = "report.html"
 #: Bytes of all excerpts of one test in a report; the whole text lies in the test's folder.
 EXCERPT_LIMIT = 16 << 10
 
@@ -40,6 +42,7 @@ class TestRecord:
     findings: tuple[Mapping[str, Any], ...] = ()  # kernel splats that no test declared
     known: str = ""  # id of the known issue that explains a FAIL
     fixed: tuple[str, ...] = ()  # known issues that were expected here and did not show
+    steps: tuple[Mapping[str, Any], ...] = ()  # what the guest was told, when, for how long
     excerpts: Mapping[str, str] = field(default_factory=dict)  # name -> last lines of it
 
     @property
@@ -111,6 +114,7 @@ class TestRecord:
             findings=tuple(values.get("findings", ())),
             known=str(values.get("known", "")),
             fixed=tuple(values.get("fixed", ())),
+            steps=tuple(values.get("steps", ())),
             excerpts=dict(values.get("excerpts", {})),
         )
 

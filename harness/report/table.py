@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.report.escape import one_line
-from harness.report.record import TestRecord, boot_findings
+from harness.report.record import PAGE, TestRecord, boot_findings
 from harness.verdict.status import Status
 
 #: The words of a verdict as a person reads them, and their colours.
@@ -146,6 +146,8 @@ def footer(
     lines += [f"kernel, while booting: {title}" for title in boot_findings(records)]
     total = ", ".join(f"{count} {word}" for word, count in _totals(records).items())
     lines += ["", f"{total or 'no test ran'} in {seconds:.1f} s; results in {_short(results)}"]
+    if (results / PAGE).is_file():
+        lines.append(f"report: {_short(results / PAGE)}")
     return lines
 
 
