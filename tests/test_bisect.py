@@ -1,10 +1,8 @@
-"""A bisection: the search by itself, then over kernels and over commits with stand-ins for runs."""
+"""A bisection over kernels and over commits, with stand-ins for runs."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -12,16 +10,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from harness import bisect, bisect_runs, paths
-from harness.bisect import Turn, Verdict
+from harness import bisect_runs, paths
+from harness.bisect import Verdict
 from harness.cli import main
 from harness.commands import bisect as command
 from harness.commands.testing import selected
-from harness.errors import UsageError
 from harness.git_bisect import Worktree
+from harness.images import packaged
 from harness.report import bisection
 from harness.report.results import owned
 from tests import fake_repro
@@ -35,86 +34,6 @@ FAKE = Path(fake_repro.__file__)
 BUILD = bisect_runs.build
 #: Seconds after which a bisection of stand-ins hangs, on a host that has much else to do.
 LONG = 300
-
-
-# The search
-
-
-def searched(turn: Turn, truth: list[Verdict]) -> tuple[bisect.Bounds, int]:
-    """Search with the ends known; return what was found and after how many tests."""
-    verdicts = {0: truth[0], len(truth) - 1: truth[-1]}
-    while (at := bisect.following(turn, verdicts, len(truth))) is not None:
-        assert at not in verdicts  # none is tried twice, so this ends
-        verdicts[at] = truth[at]
-    return bisect.bounds(turn, verdicts, len(truth)), len(verdicts) - 2
-
-
-@pytest.mark.parametrize("turn", list(Turn))
-@pytest.mark.parametrize("count", range(2, 10))
-def test_every_search_finds_what_can_be_found(turn: Turn, count: int) -> None:
-    for first in range(1, count):
-        right = [turn.old] * first + [turn.new] * (count - first)
-        for skips in itertools.product((False, True), repeat=count - 2):
-            skipped = [False, *skips, False]
-            truth = [Verdict.SKIP if skip else right[at] for at, skip in enumerate(skipped)]
-            found, tests = searched(turn, truth)
-            assert found.old == max(at for at in range(first) if not skipped[at])
-            assert found.new == min(at for at in range(first, count) if not skipped[at])
-            assert found.skipped == tuple(range(found.old + 1, found.new))
-            assert first in found.candidates or found.candidates == (found.new,)
-            if not any(skips):
-                assert found.candidates == (first,)
-                assert tests <= math.ceil(math.log2(count - 1))
-
-
-def test_what_does_not_build_is_left_far_behind() -> None:
-    """Beside one that does not build the next one does not build either."""
-    truth = [Verdict.GOOD] * 20 + [Verdict.SKIP] * 24 + [Verdict.GOOD] * 10 + [Verdict.BAD] * 46
-    found, tests = searched(Turn.BROKEN, truth)
-    assert found == bisect.Bounds(53, 54, ())
-    assert tests < 12
-
-
-def test_an_exit_code_is_a_verdict() -> None:
-    words = {code: Verdict.of(code) for code in (0, 1, 2, 125, -9)}
-    assert words.pop(0) is Verdict.GOOD
-    assert words.pop(1) is Verdict.BAD
-    assert set(words.values()) == {Verdict.SKIP}
-
-
-# The order of kernels
-
-
-def releases(kernel: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in kernel.split("."))
-
-
-@pytest.mark.parametrize(
-    ("good", "bad", "listed", "kernels", "turn"),
-    [
-        ("6.1", "6.12", [], "6.1 6.12", Turn.BROKEN),
-        ("6.12", "6.1", [], "6.1 6.12", Turn.FIXED),
-        ("6.1", "6.12", ["6.6", "6.9", "6.6"], "6.1 6.6 6.9 6.12", Turn.BROKEN),
-        ("6.12", "6.1", ["6.6"], "6.1 6.6 6.12", Turn.FIXED),
-        ("6.1", "6.9", ["5.10", "6.1", "6.6", "6.9", "7.2"], "6.1 6.6 6.9", Turn.BROKEN),
-        ("6.9", "6.1", ["5.10", "6.1", "6.6", "6.9", "7.2"], "6.1 6.6 6.9", Turn.FIXED),
-        ("6.1", "6.9", ["6.1", "6.6"], "6.1 6.6 6.9", Turn.BROKEN),
-        ("6.1", "6.9", ["6.6", "6.9"], "6.1 6.6 6.9", Turn.BROKEN),
-        ("6.9", "6.1", ["6.6", "6.9"], "6.1 6.6 6.9", Turn.FIXED),
-        ("6.9", "6.1", ["6.1", "6.6"], "6.1 6.6 6.9", Turn.FIXED),
-        ("6.9", "6.1", ["6.1"], "6.1 6.9", Turn.FIXED),
-    ],
-)
-def test_the_ends_are_put_where_they_belong(
-    good: str, bad: str, listed: list[str], kernels: str, turn: Turn
-) -> None:
-    found = command.in_order(good, bad, listed, releases)
-    assert found == (tuple(kernels.split()), turn)
-
-
-def test_a_list_with_one_end_in_its_middle() -> None:
-    with pytest.raises(UsageError, match="list both ends"):
-        command.in_order("6.6", "7.2", ["6.1", "6.6", "6.12"], releases)
 
 
 # Runs
@@ -309,6 +228,20 @@ def test_a_test_without_a_bundle_defines_the_symptom_by_its_failure(host: Host) 
     ]
     assert host.kept.bundle.startswith(str(host.latest / "steps/01-race-3"))
     assert f"repro {host.kept.bundle} --kernel bad-2" in out
+
+
+def test_ends_of_a_distribution_have_its_series_between_them(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    releases = {"debian:6.1": "6.1.0-56-amd64", "debian:sid": "7.2.13+deb14-amd64"}
+    monkeypatch.setattr(
+        command, "resolve", lambda name, *_, **__: SimpleNamespace(release=releases[name])
+    )
+    monkeypatch.setattr(packaged, "series", lambda *_: ["5.10", "6.1", "6.12", "7.0", "7.2"])
+    code, out, err = host.run("--good", "debian:sid", "--bad", "debian:6.1")
+    assert code == 1, err  # of the stand-in all kernels with other words are good
+    said = "searching for the first fixed kernel from debian:6.1 to debian:sid among 4: "
+    assert f"{said}debian:6.1 debian:6.12 debian:7.0 debian:sid;" in out
 
 
 def test_a_file_of_kernels(host: Host) -> None:
