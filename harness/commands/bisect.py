@@ -51,8 +51,9 @@ def bisect(args: argparse.Namespace) -> int:
 
 
 def _search(found: Bisection, folder: Path, store: Store, say: Callable[[str], None]) -> int:
-    if found.exit_code is not None:
-        print((folder / bisection.RESULT).read_text(), end="")
+    told = folder / bisection.RESULT
+    if found.exit_code is not None and told.is_file():
+        print(told.read_text(), end="")
         return found.exit_code
     print(f"{_spoken(found)}; results in {folder}", flush=True)
     if found.tree is not None and not found.tree.worktree:

@@ -22,7 +22,6 @@ from harness.process import shell_line
 from harness.qemu.snapshot import NotMigratable
 from harness.report.results import ResultsDir
 from harness.run_reporter import exit_code, verdict_of
-from harness.time_limit import OF_TEST
 from harness.toml_table import Table
 from harness.verdict.expectation import Catalogue, row_id
 from harness.verdict.reports import load_reports
@@ -91,11 +90,9 @@ def _make_images(lab: Lab, items: list[pytest.Item]) -> None:
 def selected(expression: str) -> list[str]:
     """Return the ids of the tests that -k selects; raise when that is none."""
     root = paths.source_tree()
-    args = argparse.Namespace(k=expression, set=None, kernel=None, pytest_args=[])
-    args.accel, args.machine, args.isolation = "auto", "default", "clone"
-    args.strict = args.with_kernel = False
-    args.dump_memory, args.max_test_time = None, OF_TEST
-    return [item.nodeid for item in _collect(root, args, _arguments(root, args))]
+    where = [str(root / TESTCASES), f"--rootdir={root}", "-p", "no:cacheprovider", "-q"]
+    args = argparse.Namespace(k=expression, set=None)
+    return [item.nodeid for item in _collect(root, args, [*where, "-k", expression])]
 
 
 @dataclass
