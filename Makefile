@@ -39,7 +39,7 @@ lint: setup ## ruff and mypy --strict
 	$(bin)/mypy
 
 unit: setup ## the harness's own tests that need no guest
-	$(bin)/python -m pytest tests -q -m "not guest"
+	$(bin)/python -m pytest tests -q -m "not guest" -n 2
 
 guest: workloads ## the harness's own tests that boot guests
 	$(bin)/python -m pytest tests -q -m guest -n 2 --dist worksteal

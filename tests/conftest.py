@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,11 @@ from harness.qemu.console import Console
 from harness.spec import Machine, load_machine
 from tests.made_up_runs import runs
 from tests.real_runs import cache, started, template
+
+# A shell without job control starts what runs in the background with SIGINT ignored, and programs
+# pass that on: the tests' own would then not be interrupted either.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 __all__ = ["cache", "runs", "started", "template"]  # fixtures
 
