@@ -23,6 +23,8 @@ WORDS = ("FAIL", "ERROR", "MISS", "KNOWN", "SKIP", "DONE", "PASS")
 #: Characters of all tests' excerpts in one page, and of one test's: 2,000 tests are still a page.
 _BUDGET = 4 << 20
 _SHARE = (1200, 16000)
+#: From so many tests on, what passed keeps to what was compared: the rest is in its folder.
+_MANY = 1200
 #: Characters of one value, and values of one test.
 _VALUE = 600
 _MOST_FACTS = 60
@@ -62,10 +64,11 @@ class TestView:
         record: TestRecord,
         run: RunInfo,
         *,
-        share: int,
+        of: int = 1,
         again: str = "",
         issue: KnownIssue | None = None,
     ) -> None:
+        """Take a record; ``of`` is the number of all tests of the page."""
         self.record = record
         self.run = run
         self.word = record.word
@@ -80,7 +83,9 @@ class TestView:
         self.told = record.seen
         self.seconds = timeline.seconds(record.seconds)
         self.good = record.status in (Status.PASS, Status.DONE)
+        share = max(_SHARE[0], min(_SHARE[1], _BUDGET // max(1, of)))
         self._share = min(share, _SHARE[0]) if self.good else share
+        self._brief = of >= _MANY and (self.good or record.status is Status.SKIP)
 
     @property
     def expectations(self) -> list[tuple[str, str, str, bool]]:
@@ -117,6 +122,8 @@ class TestView:
     @property
     def facts(self) -> list[tuple[str, str]]:
         """What was observed and not judged."""
+        if self._brief:
+            return []
         shown = {key: value for key, value in self.record.facts.items() if key != "guest"}
         limit = max(80, min(_VALUE, self._share // 4))
         return [
@@ -144,17 +151,21 @@ class TestView:
     @property
     def charts(self) -> list[timeline.Chart]:
         """The time lines."""
-        return timeline.charts(self.record, self._runs)
+        return [] if self._brief else timeline.charts(self.record, self._runs)
 
     @property
     def commands(self) -> list[str]:
         """The workloads as the guest was told to run them."""
+        if self._brief:
+            return []
         output = str(self.record.excerpts.get("output", ""))
         return [one_line(command, 400) for command in commands(output, 12)]
 
     @property
     def stacks(self) -> list[Stack]:
         """Where the kernel had whoever waited."""
+        if self._brief:
+            return []
         found = []
         facts: dict[str, Any] = {}
         for part in (*(run.facts for run in self._runs), self.record.facts):
@@ -315,14 +326,13 @@ def run_view(
     of: int,
 ) -> RunView:
     """Return a run's view; ``of`` is the number of all tests of the page."""
-    share = max(_SHARE[0], min(_SHARE[1], _BUDGET // max(1, of)))
     return RunView(
         info,
         tuple(
             TestView(
                 record,
                 info,
-                share=share,
+                of=of,
                 again=again.get(record.nodeid, ""),
                 issue=issues.get(record.known),
             )

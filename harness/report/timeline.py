@@ -46,8 +46,7 @@ class Bar:
     label: str  # what fits into or beside it
     label_x: float
     inside: bool
-    anchor: str
-    title: str
+    title: str  # the whole, where the label is not
     kind: str
 
 
@@ -60,7 +59,7 @@ class Chart:
     lanes: tuple[tuple[float, str], ...]
     bars: tuple[Bar, ...]
     ticks: tuple[tuple[float, str], ...]
-    marks: tuple[tuple[float, str, str], ...]  # x, words, anchor
+    marks: tuple[tuple[float, str, bool], ...]  # x, words, whether they end there
     words: str  # the same for who does not see it
 
 
@@ -196,9 +195,7 @@ def draw(title: str, spans: Sequence[Span], marks: Iterable[tuple[float, str]] =
         lanes=tuple((top + index * LANE + 15, lane) for index, lane in enumerate(lanes)),
         bars=bars,
         ticks=tuple((x(at), seconds(at) if at else "0") for at in _ticks(low, high)),
-        marks=tuple(
-            (x(at), words, "end" if x(at) > WIDTH * 0.6 else "start") for at, words in told
-        ),
+        marks=tuple((x(at), words, x(at) > WIDTH * 0.6) for at, words in told),
         words="; ".join(
             f"{span.label} {seconds(span.begin)} to {seconds(span.end)}" for span in spans[:12]
         ),
@@ -220,8 +217,7 @@ def _bar(span: Span, begin: float, end: float, following: float, y: float) -> Ba
         label=short,
         label_x=round(begin + 4 if inside else begin + width + 4, 1),
         inside=inside,
-        anchor="start",
-        title=f"{one_line(span.label, 500)}: {seconds(span.end - span.begin)}",
+        title="" if short == label else f"{label}: {seconds(span.end - span.begin)}",
         kind=span.kind,
     )
 

@@ -177,8 +177,8 @@ def _series(name: str, nights: Sequence[Night], home: Path) -> Series:
         nights=tuple(nights),
         columns=tuple(columns),
         line=" ".join(f"{one.at[0]},{one.at[1]}" for one in columns if one.at),
-        left=((float(_TOP + 4), str(most)), (float(_HEIGHT - _BOTTOM), "0")),
-        right=((float(_TOP + 4), f"{longest:.0f} s"), (float(_HEIGHT - _BOTTOM), "0 s")),
+        left=((float(_TOP), str(most)), (float(_HEIGHT - _BOTTOM), "0")),
+        right=((float(_TOP), f"{longest:.0f} s"), (float(_HEIGHT - _BOTTOM), "0 s")),
         changes=tuple(_changes(nights)),
     )
 
