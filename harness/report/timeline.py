@@ -116,8 +116,14 @@ def _test(record: TestRecord) -> list[Span]:
     for step in record.steps[:_MOST_BARS]:
         at, took = _number(step.get("at")), _number(step.get("seconds"))
         if at is not None and took is not None:
-            spans.append(Span("commands", at, at + took, str(step.get("what", "")), "command"))
+            spans.append(Span("commands", at, at + took, _short(step.get("what", "")), "command"))
     return spans
+
+
+def _short(command: object) -> str:
+    """Return a command without the folder of its program."""
+    first, blank, rest = str(command).strip().partition(" ")
+    return f"{first.rpartition('/')[2]}{blank}{rest}"
 
 
 def _stages(facts: Mapping[str, Any], *stages: tuple[str, str]) -> list[Span]:
