@@ -220,6 +220,10 @@ def test_a_finding_is_marked_in_the_log() -> None:
     moved = f"said by a program\n{DMESG}"  # which the judged log left out
     (marked,) = [piece for piece in pieces(moved, [FINDING], 16000) if piece.marked]
     assert "cut here" in marked.text
+    assert pieces(DMESG * 2, [FINDING], 16000)[0].text == "[... 28 lines]\n"
+    late = FINDING | {"line": len(DMESG.splitlines()) + 41}  # the second of two alike
+    shown = pieces(DMESG * 2, [late], 16000)
+    assert shown[0].text == f"[... {28 + len(DMESG.splitlines())} lines]\n"
     assert sum(len(piece.text) for piece in pieces(DMESG * 500, [FINDING], 3000)) < 4000
     assert not any(piece.marked for piece in pieces("nothing\n", [FINDING], 3000))
 
@@ -234,6 +238,8 @@ def test_a_time_line_shows_the_wait_and_the_release() -> None:
     assert (pin.kind, waiting.kind, ending.kind) == ("pin", "wait", "run")
     ((release, words, _),) = wait.marks
     assert abs(pin.x + pin.width - release) < 0.2
+    share = (release - pin.x) / (ending.x + ending.width - pin.x)
+    assert share == pytest.approx(1.05 / 1.056, abs=1e-3)
     assert words == "release, end 6 ms later"
     early = {**WAIT, "end_seconds": -0.5}
     (chart,) = timeline.charts(record("x", facts={}, steps=()), [WorkloadRun("layout", early)])
@@ -256,9 +262,9 @@ def test_2000_tests_are_still_a_page() -> None:
         some = of_every_verdict()
         records = [record(f"test_l1_{n}[punch-{n}]", row=f"L{n % 30}") for n in range(count)]
         long = {"dmesg": DMESG * 200, "output": "x" * 50000}
-        records[: count // 10] = [
+        records[: count // 2] = [
             record(f"test_l6_bad{n}", Status.FAIL, findings=(FINDING,), excerpts=long)
-            for n in range(count // 10)
+            for n in range(count // 2)
         ]
         begun = time.process_time()
         text = page(view([*some, *records]))
