@@ -180,6 +180,21 @@ def test_several_kernels_stand_side_by_side(tmp_path: Path) -> None:
     assert "debian-6.1%2Cdefault/night/tests/test_l_layout." in text
 
 
+def test_kernels_that_do_the_same_share_a_line() -> None:
+    good = record("test_l1_operation_waits_for_the_pin[punch-ext4]")
+    bad = record("test_l1_operation_waits_for_the_pin[punch-ext4]", Status.FAIL)
+    zero = record("test_l1_operation_waits_for_the_pin[zero-ext4]")
+    runs = [
+        view([first, zero], label=label, kernel=label)
+        for label, first in (("6.1", good), ("6.12", bad), ("sid", good))
+    ]
+    text = page(*runs)
+    check(text)
+    table = text[text.index("What changes the layout") :]
+    cells = re.findall(r'<span class="on">([^<]*)</span><a [^>]*><span [^>]*>([^<]*)<', table)
+    assert cells == [("6.1, sid", "PASS 2"), ("6.12", "FAIL"), ("all", "PASS 3")]
+
+
 def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", of_every_verdict())
     first, second, *_ = sorted((folder / "tests").iterdir())

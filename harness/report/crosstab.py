@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.report.page import WORDS, RunView, TestView
 from harness.report.views import View, Views
@@ -92,9 +92,12 @@ def _cross(runs: Sequence[RunView], view: View) -> CrossTable:
                 row,
                 "",
                 tuple(
-                    tuple(
-                        cell(label, tests, view.tell)
-                        for label, tests in placed.get((row, column), {}).items()
+                    _alike_as_one(
+                        [
+                            cell(label, tests, view.tell)
+                            for label, tests in placed.get((row, column), {}).items()
+                        ],
+                        several=sum(bool(run.tests) for run in runs),
                     )
                     for column in columns
                 ),
@@ -102,6 +105,21 @@ def _cross(runs: Sequence[RunView], view: View) -> CrossTable:
             for row in rows
         ),
     )
+
+
+def _alike_as_one(cells: Sequence[Cell], *, several: int) -> tuple[Cell, ...]:
+    """Return the cells of several kernels, those of which the same is to be told as one."""
+    alike: dict[tuple[str, str, str], list[Cell]] = {}
+    for one in cells:
+        whole = all(test.word == one.word for test in one.tests)
+        alike.setdefault((one.word, one.told, one.of if whole else one.label), []).append(one)
+    found = []
+    for group in alike.values():
+        tests = tuple(test for one in group for test in one.tests)
+        label = "all" if len(group) == several else ", ".join(one.label for one in group)
+        count = group[0].count if len(group) == 1 else str(len(tests))
+        found.append(replace(group[0], label=label, count=count, tests=tests))
+    return tuple(found)
 
 
 def cell(label: str, tests: Sequence[TestView], tell: Sequence[str] = ()) -> Cell:
