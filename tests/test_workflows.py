@@ -132,7 +132,14 @@ def test_caches_are_keyed_by_content_and_evidence_is_kept_on_gitlab() -> None:
 
 def test_make_nightly_tests_the_kernels_that_it_is_given() -> None:
     done = subprocess.run(
-        ["make", "-n", "--no-print-directory", "nightly", "KERNELS=debian:6.1 /a/linux", "ARGS=-k V1"],
+        [
+            "make",
+            "-n",
+            "--no-print-directory",
+            "nightly",
+            "KERNELS=debian:6.1 /a/linux",
+            "ARGS=-k V1",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
