@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -32,8 +31,8 @@ _HEAD = """\
 # Reliability
 
 What the harness says when a guest or the host fails, and how soon. `make reliability` plays each
-fault once, for real, and writes this page; the tests that it runs ({tests}) fail when a verdict is
-another one. Seconds are from the fault to the record on disk; limits are for KVM, three times that
+fault once, for real, and writes this page; the tests that it runs fail when a verdict is another one
+({tests}). Seconds are from the fault to the record on disk; limits are for KVM, three times that
 without it. FAIL is the kernel's fault, MISS the harness's or the host's, and MISS is never green.
 
 {when}: {kernel}, {qemu}, {accel}, {host}.
@@ -80,12 +79,12 @@ def _run() -> int:
         )
         rows = [json.loads(line) for line in noted.read_text().splitlines()]
     head = _HEAD.format(
-        tests=", ".join(TESTS),
+        tests=", ".join(f"`{test}`" for test in TESTS),
         when=time.strftime("%Y-%m-%d"),
         kernel=f"kernel {about['kernel']}",
         qemu=f"QEMU {about['qemu']}",
         accel=about["accel"],
-        host=f"{platform.release()} on {len(os.sched_getaffinity(0))} cores",
+        host=f"{len(os.sched_getaffinity(0))} cores",
     )
     target = root / "docs" / "reliability.md"
     target.write_text(page(rows, head, deadline_scale(ACCEL)))
