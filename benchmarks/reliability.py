@@ -31,9 +31,10 @@ _HEAD = """\
 # Reliability
 
 What the harness says when a guest or the host fails, and how soon. `make reliability` plays each
-fault once, for real, and writes this page; the tests that it runs fail when a verdict is another one
-({tests}). Seconds are from the fault to the record on disk; limits are for KVM, three times that
-without it. FAIL is the kernel's fault, MISS the harness's or the host's, and MISS is never green.
+fault once, for real, and writes this page; the tests that it runs fail when a verdict is another:
+{tests}. Seconds are from the fault to the record on disk;
+limits are for KVM, three times that without it. FAIL is the kernel's fault, MISS the harness's or
+the host's, and MISS is never green.
 
 {when}: {kernel}, {qemu}, {accel}, {host}.
 
