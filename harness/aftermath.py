@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.guest import Guest
+from harness.pool import budget
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,9 @@ class Aftermath:
         another thread.
         """
         if guest.broken is not None or guest.vm.death() is not None:
+            return False
+        # Beside the test that runs and the clone that is getting ready.
+        if budget(guest.machine.memory) < 2:
             return False
         self._lingering = [one for one in self._lingering if one.is_alive()]
         while len(self._lingering) >= MOST:

@@ -391,10 +391,11 @@ def test_a_dry_run_of_test_prints_what_would_be_started(nvh: Nvh, tmp_path: Path
         (5, "auto", "-n 2 ", "nvh: 2 tests at once instead of 6: memory is short\n"),
         (5, "2", "-n 2 ", ""),
         (16, "8", "-n 8 ", ""),
+        (99, "16", "-n 12 ", "nvh: 12 tests at once instead of 16: 4 a core is the most\n"),
         (0, "1", "", ""),
     ],
 )
-def test_memory_limits_how_many_tests_run_at_once(
+def test_memory_and_cores_limit_how_many_tests_run_at_once(
     nvh: Nvh, monkeypatch: pytest.MonkeyPatch, guests: int, asked: str, workers: str, told: str
 ) -> None:
     """A test takes two guests: its own, and the one that gets ready behind it."""

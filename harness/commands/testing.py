@@ -157,19 +157,27 @@ def _complaint(said: str) -> str:
     return marked[0] if marked else f"pytest refuses its arguments: {' '.join(lines)[:300]}"
 
 
-def _workers(asked: str, memory: int) -> int:
-    """Return how many tests run at once: no more than memory carries, for auto two a core.
+#: The most tests at once, for each core.
+_A_CORE = 4
 
-    Tests wait more than they compute: for transfers, for pins to end, for deadlines.
+
+def _workers(asked: str, memory: int) -> int:
+    """Return how many tests run at once: no more than memory and cores carry, for auto two a core.
+
+    Tests wait more than they compute: for transfers, for pins to end, for deadlines.  With more
+    than a few a core they miss the latter.
     """
     if asked != "auto" and not (asked.isascii() and asked.isdecimal() and int(asked)):
         raise UsageError(f"-n {asked}: neither a number from 1 on nor auto")
-    wanted = 2 * len(os.sched_getaffinity(0)) if asked == "auto" else int(asked)
+    cores = len(os.sched_getaffinity(0))
+    wanted = 2 * cores if asked == "auto" else int(asked)
     # Each worker has a guest under test and one that is getting ready.
-    possible = max(1, budget(memory) // 2)
+    by_memory, by_cores = max(1, budget(memory) // 2), _A_CORE * cores
+    possible = min(by_memory, by_cores)
     if possible < wanted:
         many = "1 test" if possible == 1 else f"{possible} tests"
-        ui.terminal.print(f"nvh: {many} at once instead of {wanted}: memory is short")
+        why = "memory is short" if by_memory <= by_cores else f"{_A_CORE} a core is the most"
+        ui.terminal.print(f"nvh: {many} at once instead of {wanted}: {why}")
     return min(wanted, possible)
 
 
