@@ -10,6 +10,7 @@ from testcases.filesystems import NAMES, dax_mount
 from testcases.vfio_steps import (
     aligned,
     disable_and_enable,
+    expect_mapped,
     expect_pinned,
     expect_refused,
     observe,
@@ -81,6 +82,7 @@ def test_v8_devdax(guest: Guest, case: Case, nvdimm: str, size: str, touch: str)
     source = f"dax:{guest.namespace(nvdimm).device}"
     options = ("--source", source, "--size", size, "--touch", touch, "--dma-test")
     seen = observe(guest, case, "vfio_map", *options)
+    expect_mapped(case, seen)
     for what in ("map", "device_read", "device_write", "other_process", "unmap"):
         case.expect(what, seen[what])
     case.expect("bytes unmapped", seen["unmapped"], right=seen["size"])
@@ -91,6 +93,7 @@ def test_v8_devdax_read_only(guest: Guest, case: Case) -> None:
     source = f"dax:{guest.namespace('devdax2m').device}"
     options = ("--source", source, "--size", "4M", "--prot", "r", "--dma", "r", "--dma-test")
     seen = observe(guest, case, "vfio_map", *options)
+    expect_mapped(case, seen)
     for what in ("map", "device_read", "other_process", "unmap"):
         case.expect(what, seen[what])
 
@@ -100,6 +103,7 @@ def test_v8_devdax_small_pages(guest: Guest, case: Case) -> None:
     with aligned(guest, "devdax2m", "4K") as device:
         options = ("--size", "2052K", "--offset", "12K", "--touch", "write", "--dma-test")
         seen = observe(guest, case, "vfio_map", "--source", f"dax:{device}", *options)
+        expect_mapped(case, seen)
         for what in ("map", "device_read", "device_write", "other_process", "unmap"):
             case.expect(what, seen[what])
 
@@ -108,6 +112,7 @@ def test_v9_devdax_pins_are_given_back(guest: Guest, case: Case) -> None:
     """Unmapping takes back every reference that mapping took, and the namespace is free."""
     source = f"dax:{guest.namespace('devdax2m').device}"
     seen = observe(guest, case, "vfio_map", "--source", source, "--size", "4M", "--touch", "write")
+    expect_mapped(case, seen)
     prove_oracle(case, seen)
     case.expect("map", seen["map"])
     expect_pinned(case, seen)

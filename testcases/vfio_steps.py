@@ -24,6 +24,11 @@ def observe(guest: Guest, case: Case, program: str, *options: str) -> dict[str, 
     return done.facts
 
 
+def expect_mapped(case: Case, facts: dict[str, Any]) -> None:
+    """Expect that the process could map the memory that it gives to the device."""
+    case.expect("mmap", facts.get("mmap", "OK"), right="OK")
+
+
 def prove_oracle(case: Case, facts: dict[str, Any]) -> None:
     """Prove that the reference counts of the pages could be read."""
     case.prove(
