@@ -19,8 +19,8 @@ from harness.pool import budget
 
 log = logging.getLogger(__name__)
 
-#: How long a guest lives on, in seconds, before TCG's factor.
-LINGER = 1.5
+#: How long a guest lives on, in seconds.
+LINGER = 2.5
 #: How many do at once: they cost memory.
 MOST = 3
 
@@ -36,7 +36,7 @@ class _Lingering(threading.Thread):
         self.unwanted = False
 
     def run(self) -> None:
-        self.hurry.wait(LINGER * self._guest.scale)
+        self.hurry.wait(LINGER)
         words = self._guest.vm.console.text(self._position)
         if words.strip() and not self.unwanted:
             words = self._guest.only_the_kernels(words)
