@@ -7,7 +7,6 @@ ones, and its test's verdict is taken back if something shows.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.guest import Guest
-from harness.pool import budget
+from harness.pool import budget, remove_empty
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +86,4 @@ class Aftermath:
             one.unwanted = True
             one.hurry.set()
         self.wait()
-        for folder in (self._folder, self._folder.parent):
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # nothing in it was worth keeping
+        remove_empty(self._folder)

@@ -265,23 +265,11 @@ def _bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--kernel-file", metavar="FILE", help="the kernels to search, one a line, in order"
     )
     search.add_argument("--tree", metavar="LINUX", help="search commits of a git checkout")
-    search.add_argument(
-        "--config",
-        metavar="FRAGMENT",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="with --tree, as nvh kernel build takes it",
+    _build_options(
+        search,
+        config="with --tree, as nvh kernel build takes it",
+        patch="with --tree: applied to each commit that is built",
     )
-    search.add_argument(
-        "--patch",
-        metavar="FILE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="with --tree: applied to each commit that is built",
-    )
-    search.add_argument("-j", metavar="N", type=int, help="make's jobs (default: one a core)")
     search.add_argument(
         "--repeat", metavar="N", type=int, help="runs of each, bad when one shows it (default: 1)"
     )
@@ -393,27 +381,23 @@ def _kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         kernel, "build", "build a lean kernel; its path is the last line", kernels.build
     )
     build.add_argument("source", metavar="TREE", help="a kernel tree, or debian-source:6.12")
-    build.add_argument(
-        "--config",
-        metavar="FRAGMENT",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="on top of base: debug, iommufd, ... (guest-images/kernel/*.config), or a file",
+    _build_options(
+        build,
+        config="on top of base: debug, iommufd, ... (guest-images/kernel/*.config), or a file",
+        patch="applied with patch -p1 to a copy of the source, in this order",
     )
-    build.add_argument(
-        "--patch",
-        metavar="FILE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="applied with patch -p1 to a copy of the source, in this order",
-    )
-    build.add_argument("-j", metavar="N", type=int, help="make's jobs (default: one a core)")
     fit = _command(
         kernel, "check", "say which rows of the catalogue a configuration can run", kernels.check
     )
     fit.add_argument("config", metavar="CONFIG", help="a .config, or a kernel as --kernel takes it")
+
+
+def _build_options(command: argparse.ArgumentParser, *, config: str, patch: str) -> None:
+    for option, what, told in (("--config", "FRAGMENT", config), ("--patch", "FILE", patch)):
+        command.add_argument(
+            option, metavar=what, nargs="+", action="extend", default=[], help=told
+        )
+    command.add_argument("-j", metavar="N", type=int, help="make's jobs (default: one a core)")
 
 
 def _nightly(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

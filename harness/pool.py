@@ -47,6 +47,10 @@ class Wish:
     power_cycle: bool = False  # its NVDIMMs are to outlive its QEMU
 
 
+#: Takes a clone and what ends it; True says that it will be ended.
+Keep = Callable[[Guest, Callable[[], None]], bool]
+
+
 class _Warm:
     """A clone on its way, or ready."""
 
@@ -133,15 +137,16 @@ class GuestPool:
         self._shared: dict[str, tuple[contextlib.ExitStack, Guest]] = {}
         # One more than start ahead: what a test waits for queues behind none of them.
         self._starter = ThreadPoolExecutor(max_workers=ahead + 1, thread_name_prefix="pool")
-        #: Told of a clone whose test is over, and of what ends it: True says that it will be ended.
-        self.keep: Callable[[Guest, Callable[[], None]], bool] = lambda _, __: False
         rundir.sweep()
 
     @contextlib.contextmanager
-    def guest(self, wish: Wish, then: Wish | None = None) -> Iterator[Guest]:
+    def guest(
+        self, wish: Wish, then: Wish | None = None, *, keep: Keep = lambda _, __: False
+    ) -> Iterator[Guest]:
         """Hand out a guest for as long as the block lasts.
 
-        ``then`` is what will be asked for next: a clone for it is started meanwhile.
+        ``then`` is what will be asked for next: a clone for it is started meanwhile.  ``keep`` is
+        told of a clone whose block is over.
         """
         recipe = self._recipe(wish)
         if wish.isolation == "shared":
@@ -168,7 +173,7 @@ class GuestPool:
             clone.facts["boot_findings"] = self._boot_findings(template.path)
             self._refill(then)
             yield clone
-            if self.keep(clone, warm.stack.close):
+            if keep(clone, warm.stack.close):
                 stack.pop_all()
 
     @contextlib.contextmanager
@@ -343,9 +348,14 @@ class GuestPool:
                 stack.callback(shared.close)
             self._warm.clear()
             self._shared.clear()
-        for folder in (self._folder, self._folder.parent):
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # nothing in it was worth keeping
+        remove_empty(self._folder)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove the folder of a pool's guests, and the one around it, if nothing is kept in them."""
+    for path in (folder, folder.parent):
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def name_logs(error: BaseException, folder: Path) -> BaseException:

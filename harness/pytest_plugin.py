@@ -144,8 +144,7 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
 
         return request.config.stash[_AFTERMATH].keep(clone, end, told)
 
-    guests.keep = keep
-    with guests.guest(wish, then) as given:
+    with guests.guest(wish, then, keep=keep) as given:
         observer = Observer(given, request.node.nodeid)
         request.node.stash[_OBSERVER] = observer
         given.note = _echo(request.node)

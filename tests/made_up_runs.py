@@ -64,7 +64,7 @@ class Guest:
 
 class Pool:
     @contextlib.contextmanager
-    def guest(self, wish, then=None):
+    def guest(self, wish, then=None, *, keep=None):
         with (ROOT / "wishes").open("a") as file:
             file.write(f"{wish} then {then}\\n")
         yield Guest()

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,21 @@ lab = Lab(Options(accel="tcg", machine=sys.argv[1]), say=print)
 template = lab.template(lab.recipe())
 print(template.path, template.identity.host_public.strip())
 """
+
+
+def nvh(
+    *words: str, timeout: float = 300, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run nvh to its end as a user would; ``env`` is added to the environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "harness.cli", *words],
+        cwd=paths.source_tree(),
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
 
 
 @dataclass(frozen=True)

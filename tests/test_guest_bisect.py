@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from harness import paths
 from harness.bisect import Turn
 from harness.report import bisection
+from tests.real_runs import nvh
 
 pytestmark = pytest.mark.guest
 
@@ -19,15 +16,7 @@ pytestmark = pytest.mark.guest
 def test_the_first_fixed_kernel(tmp_path: Path) -> None:
     words = ["--good", "debian:6.12", "--bad", "debian:6.1", "--accel", "tcg"]
     words += ["--kernel", "debian:6.1", "--kernel", "debian:6.12", "--results", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", "bisect", "L5 and punch-odirect-write-ext4", *words],
-        cwd=paths.source_tree(),
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
+    done = nvh("bisect", "L5 and punch-odirect-write-ext4", *words, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the first fixed kernel: debian:6.12\n" in done.stdout
     found = bisection.load((tmp_path / "latest").resolve())

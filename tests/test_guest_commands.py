@@ -14,21 +14,11 @@ import pytest
 from harness import paths
 from harness.guest.boot import Recipe
 from harness.lab import Lab, Options
+from tests.real_runs import nvh
 
 pytestmark = pytest.mark.guest
 
 Eventually = Callable[[Callable[[], object]], None]
-
-
-def nvh(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *words],
-        cwd=paths.source_tree(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
 
 
 def test_run_ends_with_the_commands_status_and_passes_its_output(tmp_path: Path) -> None:

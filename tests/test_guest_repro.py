@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from harness import paths
+from tests.real_runs import nvh
 
 pytestmark = pytest.mark.guest
 
 
-def nvh(reports: Path | None, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {} if reports is None else {"NVH_REPORTS": str(reports)}
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *words],
-        cwd=paths.source_tree(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env={**os.environ, **environment},
-    )
+def told(reports: Path | None, *words: str) -> subprocess.CompletedProcess[str]:
+    env = None if reports is None else {"NVH_REPORTS": str(reports)}
+    return nvh(*words, timeout=600, env=env)
 
 
 def run(reports: Path, results: Path) -> subprocess.CompletedProcess[str]:
     words = ("-k", "test_report", "-n", "1", "--accel", "tcg", "--results", str(results))
-    return nvh(reports, "test", *words)
+    return told(reports, "test", *words)
 
 
 def test_a_new_report_runs_and_its_bundle_runs_again(tmp_path: Path) -> None:
     reports, results = tmp_path / "reports", tmp_path / "results"
-    assert nvh(reports, "new-report", "made_bug", "--mail", "a mail").returncode == 0
+    assert told(reports, "new-report", "made_bug", "--mail", "a mail").returncode == 0
     done = run(reports, results)
     assert done.returncode == 0, done.stdout
     (test,) = json.loads((results / "latest/summary.json").read_text())["tests"]
@@ -56,7 +46,7 @@ def test_a_new_report_runs_and_its_bundle_runs_again(tmp_path: Path) -> None:
 
     # Without the directory that the report lay in.
     again = ("repro", "--accel", "tcg", "--results", str(results / "again"))
-    done = nvh(None, *again, "--repeat", "3", "--until-fail", str(archive))
+    done = told(None, *again, "--repeat", "3", "--until-fail", str(archive))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "run 1: FAIL data: expected differs, seen equal: the same symptom" in done.stdout
     assert "run 2" not in done.stdout
@@ -65,13 +55,13 @@ def test_a_new_report_runs_and_its_bundle_runs_again(tmp_path: Path) -> None:
     right = copy.with_suffix(".toml").read_text()
     copy.with_suffix(".toml").unlink()  # a link: the archive's source stays as it is
     copy.with_suffix(".toml").write_text(right.replace('data = "differs"', 'data = "equal"'))
-    done = nvh(None, *again, "--repeat", "2", str(folder))
+    done = told(None, *again, "--repeat", "2", str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("does not show in 2 runs\n")
 
     script = copy.with_suffix(".sh").read_text()
     copy.with_suffix(".sh").unlink()
     copy.with_suffix(".sh").write_text(script.replace("fact data", "fact otherwise"))
-    done = nvh(None, *again, str(folder))
+    done = told(None, *again, str(folder))
     assert done.returncode == 125, done.stdout + done.stderr
     assert done.stdout.endswith("another symptom\n")

@@ -21,6 +21,7 @@ from harness.pool import budget
 from harness.process import shell_line
 from harness.qemu.snapshot import NotMigratable
 from harness.report.results import ResultsDir
+from harness.report.table import counted
 from harness.run_reporter import exit_code, verdict_of
 from harness.toml_table import Table
 from harness.verdict.expectation import Catalogue, row_id
@@ -175,9 +176,8 @@ def _workers(asked: str, memory: int) -> int:
     by_memory, by_cores = max(1, budget(memory) // 2), _A_CORE * cores
     possible = min(by_memory, by_cores)
     if possible < wanted:
-        many = "1 test" if possible == 1 else f"{possible} tests"
         why = "memory is short" if by_memory <= by_cores else f"{_A_CORE} a core is the most"
-        ui.terminal.print(f"nvh: {many} at once instead of {wanted}: {why}")
+        ui.terminal.print(f"nvh: {counted(possible)} at once instead of {wanted}: {why}")
     return min(wanted, possible)
 
 

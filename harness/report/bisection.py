@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.bisect import Turn, Verdict
-from harness.errors import HostError
 from harness.process import shell_line
 from harness.report.escape import one_line
-from harness.report.results import write_atomic, write_json
+from harness.report.results import reading, write_atomic, write_json
 
 FORMAT = 1
 FILE = "bisect.json"
@@ -111,13 +109,9 @@ class Bisection:
 def load(folder: Path) -> Bisection:
     """Read the bisection of a folder; HostError when there is none."""
     file = folder / FILE
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if values.pop("format") != FORMAT:
-            raise ValueError("another format")
+    with reading(file, FORMAT, "bisection") as values:
+        del values["format"]
         return _read(values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HostError(f"{file}: no bisection: {error}") from error
 
 
 def _read(values: dict[str, Any]) -> Bisection:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from harness.errors import HarnessError, HostError
+from harness.errors import HarnessError
 from harness.report import summary
-from harness.report.results import write_json
+from harness.report.results import reading, write_json
 from harness.report.summary import Summary
 
 FORMAT = 1
@@ -89,10 +88,7 @@ class Matrix:
 def load(folder: Path) -> Matrix:
     """Read a matrix's folder; HostError when it is none."""
     file = folder / FILE
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT:
-            raise ValueError(f"format {values['format']!r} is not {FORMAT}")
+    with reading(file, FORMAT, "matrix") as values:
         return Matrix(
             started=str(values["started"]),
             options={key: str(value) for key, value in values["options"].items()},
@@ -103,10 +99,6 @@ def load(folder: Path) -> Matrix:
             ),
             exit_code=values["exit_code"],
         )
-    except OSError as error:
-        raise HostError(f"{file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HostError(f"{file} is no matrix: {error}") from error
 
 
 def summary_of(folder: Path, combination: Combination) -> Summary | None:

@@ -15,6 +15,7 @@ from harness.report import timeline
 from harness.report.escape import one_line, slug, tail
 from harness.report.excerpts import Piece, WorkloadRun, commands, pieces, workload_runs
 from harness.report.record import TestRecord, boot_findings
+from harness.report.table import counted
 from harness.verdict.known import KnownIssue
 from harness.verdict.status import Status
 
@@ -183,13 +184,13 @@ class TestView:
     @property
     def findings(self) -> list[str]:
         """What the kernel complained of, the same words once."""
-        counted = Counter(
+        titles = Counter(
             one_line(f"{item.get('kind')}: {item.get('title')}", 300)
             for item in self.record.findings
         )
         return [
             title if count == 1 else f"{title} ({count} times)"
-            for title, count in list(counted.items())[:20]
+            for title, count in list(titles.items())[:20]
         ]
 
     @property
@@ -287,33 +288,35 @@ class RunView:
     def answer(self) -> str:
         """This kernel's verdict in a sentence."""
         count, judged = self.counts, sum(self.counts.values()) - self.counts.get("SKIP", 0)
-        reasons = _reasons(len({test.record.known for test in self.having("KNOWN")}))
+        reasons = counted(len({test.record.known for test in self.having("KNOWN")}), "reason")
         fails, known = count.get("FAIL", 0), count.get("KNOWN", 0)
         untold = count.get("ERROR", 0) + count.get("MISS", 0)
         if not self.tests:
             return "Nothing is known of this kernel: no test ran."
         if fails:
             first = self.having("FAIL")[0]
-            said = f"This kernel does something wrong: {_tests(fails)} of {judged} fail"
+            said = f"This kernel does something wrong: {counted(fails)} of {judged} fail"
             said += "s" if fails == 1 else ""
             said += f" for a reason that is not known yet, {first.row} first."
         elif judged == untold:
             said = "Nothing is known of this kernel: no test came to a verdict."
         elif untold:
-            said = f"No fault was found, but {_tests(untold)} of {judged} could not be judged."
+            said = f"No fault was found, but {counted(untold)} of {judged} could not be judged."
         elif known:
             said = (
-                f"Nothing new: {count.get('PASS', 0) + count.get('DONE', 0)} of {_tests(judged)} "
+                f"Nothing new: {count.get('PASS', 0) + count.get('DONE', 0)} of {counted(judged)} "
                 f"pass, {known} fail{'s' if known == 1 else ''} for "
                 f"{reasons} already known."
             )
         else:
-            said = f"This kernel does what is right in {'all ' * (judged > 1)}{_tests(judged)}."
+            said = f"This kernel does what is right in {'all ' * (judged > 1)}{counted(judged)}."
         if known and fails:
-            said += f" {_tests(known)} fail{'s' if known == 1 else ''} for {reasons} already known."
+            said += (
+                f" {counted(known)} fail{'s' if known == 1 else ''} for {reasons} already known."
+            )
         skipped = count.get("SKIP", 0)
         if skipped:
-            said += f" {_tests(skipped)} {'was' if skipped == 1 else 'were'} skipped."
+            said += f" {counted(skipped)} {'was' if skipped == 1 else 'were'} skipped."
         return said
 
 
@@ -357,11 +360,3 @@ def _within(console: str, dmesg: str) -> bool:
     """Whether a console says nothing that the kernel's log does not."""
     known = {line.rstrip() for line in dmesg.splitlines()}
     return all(line.rstrip() in known for line in console.splitlines() if line.strip())
-
-
-def _tests(count: int) -> str:
-    return f"{count} test" + "s" * (count != 1)
-
-
-def _reasons(count: int) -> str:
-    return f"{count} reason" + "s" * (count != 1)

@@ -143,6 +143,26 @@ def write_json(path: Path, value: Any) -> Path:
     return write_atomic(path, json.dumps(value, indent=1, default=repr) + "\n")
 
 
+@contextlib.contextmanager
+def reading(file: Path, version: int, what: str) -> Iterator[dict[str, Any]]:
+    """Yield what write_json() wrote, with its ``format``.
+
+    Raises HostError, which calls the file no ``what``, when it cannot be read, is of another
+    version, or when the block cannot take what is in it.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values["format"] != version:
+            raise ValueError(f"format {values['format']!r} is not {version}")
+        yield values
+    except OSError as error:
+        raise HostError(f"{file}: {error.strerror}") from error
+    except KeyError as error:
+        raise HostError(f"{file} is no {what}: no {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise HostError(f"{file} is no {what}: {error}") from error
+
+
 def append(path: Path, data: str | bytes) -> None:
     """Add to a file that grows as the run goes on; HostError when the disk is full."""
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HostError
 from harness.report.record import TestRecord
-from harness.report.results import write_json
+from harness.report.results import reading, write_json
 from harness.verdict import status as verdicts
 from harness.verdict.expectation import plain
 from harness.verdict.status import Status
@@ -151,10 +149,7 @@ class Summary:
 
 def load(file: Path) -> Summary:
     """Read a summary.json; HostError when it is none."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT:
-            raise ValueError(f"format {values['format']!r} is not {FORMAT}")
+    with reading(file, FORMAT, "summary of a run") as values:
         return Summary(
             started=str(values["started"]),
             finished=bool(values["finished"]),
@@ -163,14 +158,6 @@ def load(file: Path) -> Summary:
             properties={key: str(value) for key, value in values["properties"].items()},
             tests=tuple(_read(entry) for entry in values["tests"]),
         )
-    except OSError as error:
-        raise HostError(f"{file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HostError(f"{file} is no summary of a run: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _read(values: Mapping[str, Any]) -> Entry:

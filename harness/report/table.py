@@ -88,7 +88,7 @@ def lines_of(records: Sequence[TestRecord]) -> list[Line]:
 
 
 def _group(row: str, word: str, group: Sequence[TestRecord]) -> Line:
-    count = f" ({_tests(len(group))})" if len(group) > 1 else ""
+    count = f" ({counted(len(group))})" if len(group) > 1 else ""
     # What the most of them saw stands for all; each test's own line is in summary.json.
     seen = Counter(record.seen for record in group).most_common(1)[0][0]
     title = group[0].title or group[0].name
@@ -99,8 +99,9 @@ def _group(row: str, word: str, group: Sequence[TestRecord]) -> Line:
     )
 
 
-def _tests(count: int) -> str:
-    return f"{count} test" + "s" * (count != 1)
+def counted(count: int, noun: str = "test") -> str:
+    """Return "1 test", "2 tests"."""
+    return f"{count} {noun}" + "s" * (count != 1)
 
 
 def _place(record: TestRecord) -> tuple[str, int, str]:
@@ -139,7 +140,7 @@ def footer(
             ]
     for issue in sorted({record.known for record in records if record.known}):
         count = sum(record.known == issue for record in records)
-        lines.append(f"known issue {issue}: {_tests(count)} (testcases/known-issues.toml)")
+        lines.append(f"known issue {issue}: {counted(count)} (testcases/known-issues.toml)")
     for issue in sorted({issue for record in records for issue in record.fixed}):
         tests = [record.name for record in records if issue in record.fixed]
         lines.append(f"known issue {issue} no longer shows: {', '.join(tests)}")
