@@ -254,6 +254,10 @@ def test_a_panic_leaves_a_body(machine_of: Load) -> None:
     assert "i6300esb" in devices(vector)
 
 
+def test_the_kernel_can_say_where_its_vmcoreinfo_is(machine_of: Load) -> None:
+    assert "vmcoreinfo" in devices(argv(machine_of("")))
+
+
 def test_extra_arguments_stay_whole_and_in_order(machine_of: Load) -> None:
     extra = ["-device", "virtio-balloon", "-global", "a b=c"]
     vector = argv(machine_of(f"[machine]\nqemu_args = {extra}"))

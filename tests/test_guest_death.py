@@ -6,12 +6,15 @@ import contextlib
 import dataclasses
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import paramiko
 import pytest
@@ -101,19 +104,60 @@ def test_a_panic_is_told_with_its_trace(victim: Guest) -> None:
 def test_the_memory_of_a_guest_that_panicked_is_kept_within_bounds(
     victim: Guest, tmp_path: Path
 ) -> None:
+    victim.run(f"({PATTERN}) >/run/where 2>/dev/null </dev/null &")
+    told = "for try in $(seq 100); do [ ! -s /run/where ] || exec cat /run/where; sleep 0.1; done"
+    address = int(victim.run(told).stdout)
+    uname = victim.run("uname -s; uname -n; uname -r; uname -v; uname -m").stdout.splitlines()
     with pytest.raises(GuestPanic):
         victim.run("echo c > /proc/sysrq-trigger; sleep 300", timeout=60)
     assert "RIP=" in (victim.vm.folder / "registers.txt").read_text()
     core = tmp_path / "vmcore"
     dump.save(victim.vm, core, limit=1 << 30)
     with core.open("rb") as file:
-        assert file.read(8) == b"KDUMP   "  # what makedumpfile writes, and crash and drgn read
-        head = file.read(4096)
-    assert b"nvh" in head or b"x86_64" in head  # utsname
+        assert file.read(12) == b"KDUMP   \6\0\0\0"  # makedumpfile's, which crash and drgn read
+        names = [file.read(65).rstrip(b"\0").decode() for _ in uname]
+        said = dump.vmcoreinfo(file)
+        assert page(file, address) == b"a pattern " * 409 + b"a patt"
+        file.seek(4096)
+        assert int.from_bytes(file.read(8), "little") == int(said["NUMBER(phys_base)"])
+    assert names == uname
+    assert said["OSRELEASE"] == uname[2]
     assert core.stat().st_mode & 0o777 == 0o600
     with pytest.raises(HostError, match="larger than 1 MiB"):
         dump.save(victim.vm, tmp_path / "second", limit=1 << 20)
     assert sorted(path.name for path in tmp_path.glob("*") if "second" in path.name) == []
+
+
+#: Fills a page of its own and says at which physical address that is.
+PATTERN = """perl -e '
+$| = 1;
+my $buffer = "a pattern " x 1638;
+my $page = (unpack("Q", pack("P", $buffer)) + 4095) & ~4095;
+syscall(149, $page, 4096);
+my $words = substr("a pattern " x 410, 0, 4096);
+substr($buffer, $page - unpack("Q", pack("P", $buffer)), 4096) = $words;
+open(M, "<", "/proc/self/pagemap") or die;
+sysseek(M, $page / 4096 * 8, 0);
+sysread(M, my $entry, 8);
+print((unpack("Q", $entry) & ((1 << 55) - 1)) * 4096, "\\n");
+sleep 600' """
+
+
+def page(core: BinaryIO, address: int) -> bytes:
+    """Return a page of a compressed dump; diskdump_mod.h of makedumpfile has the structures."""
+    core.seek(428)
+    block, sub_blocks, bitmap_blocks = struct.unpack("<III", core.read(12))
+    half = bitmap_blocks * block // 2
+    core.seek((1 + sub_blocks) * block + half)  # the second bitmap says what is in the dump
+    bitmap = core.read(half)
+    frame = address // block
+    assert bitmap[frame // 8] >> frame % 8 & 1
+    before = int.from_bytes(bitmap[: frame // 8], "little").bit_count()
+    before += (bitmap[frame // 8] & ((1 << frame % 8) - 1)).bit_count()
+    core.seek((1 + sub_blocks + bitmap_blocks) * block + 24 * before)
+    offset, size, flags, _ = struct.unpack("<QIIQ", core.read(24))
+    core.seek(offset)
+    return zlib.decompress(core.read(size)) if flags & 1 else core.read(size)
 
 
 @pytest.mark.parametrize(("key", "reason"), [("b", "guest-reset"), ("o", "guest-shutdown")])

@@ -41,6 +41,7 @@ _READY = re.compile(rb"nvh-init: ready")
 #: Modules that the devices of every machine need; kernels that have them built in skip them.
 MODULES = (
     "pvpanic-mmio",
+    "qemu_fw_cfg",  # tells QEMU where VMCOREINFO is, for a memory dump
     "i6300esb",
     "virtio_net",
     "virtio_rng",

@@ -117,6 +117,9 @@ def build(
         *_network(),
         *["-device", "virtio-rng-pci"],
         *["-device", "pvpanic"],
+        # The kernel writes there where its VMCOREINFO is (fw_cfg_write_vmcoreinfo, 4.17), and
+        # dump-guest-memory puts that into the dump: without it drgn refuses one.
+        *["-device", "vmcoreinfo"],
         *["-device", f"i6300esb,addr={WATCHDOG_SLOT:#x}"],
         *[
             arg

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import struct
 import time
 from pathlib import Path
@@ -18,6 +19,16 @@ _POLL = 0.05
 #: Of makedumpfile's flattened format: the header's size, and a piece's offset and size.
 _HEADER = 4096
 _PLACE = struct.Struct(">qq")
+#: Where the header (makedumpfile's IMPLEMENTATION) has the six names of uname(2), and their size.
+_UNAME, _UNAME_SIZE = 12, 6 * 65
+#: In the block behind it: the kernel's physical base, VMCOREINFO's offset and size.
+_BLOCK = 4096
+_PHYS_BASE = struct.Struct("<Q")
+_VMCOREINFO = struct.Struct("<32xQQ")
+#: The most that the kernel writes there (VMCOREINFO_BYTES).
+_MOST = 4096
+#: Where x86-64 maps the kernel's text and data (__START_KERNEL_map).
+_KERNEL_MAP = 0xFFFFFFFF80000000
 
 
 def save(vm: Vm, file: Path, *, limit: int) -> None:
@@ -35,6 +46,8 @@ def save(vm: Vm, file: Path, *, limit: int) -> None:
         _wait(vm, descriptor, limit)
         with aside.open("rb") as flat, whole.open("xb") as out:
             _put_in_order(flat, out)
+        with whole.open("r+b") as out:
+            _complete(vm, out)
         whole.chmod(0o600)
         whole.replace(file)
     except OSError as error:
@@ -87,3 +100,48 @@ def _put_in_order(flat: BinaryIO, out: BinaryIO) -> None:
             out.write(piece)
             size -= len(piece)
     raise HostError("QEMU's memory dump ends before its end")
+
+
+def vmcoreinfo(dump: BinaryIO) -> dict[str, str]:
+    """Return what the guest's kernel says of itself in a dump; nothing without its fw_cfg driver.
+
+    The guest wrote it: it may hold anything.
+    """
+    dump.seek(_BLOCK)
+    head = dump.read(_VMCOREINFO.size)
+    if len(head) < _VMCOREINFO.size:
+        return {}
+    offset, size = _VMCOREINFO.unpack(head)
+    if not 0 < size <= _MOST or offset >= 1 << 62:
+        return {}
+    dump.seek(offset)
+    lines = dump.read(size).decode(errors="replace").splitlines()
+    return {key: value for key, sign, value in (line.partition("=") for line in lines) if sign}
+
+
+def _complete(vm: Vm, dump: BinaryIO) -> None:
+    """Fill in what QEMU leaves out of a dump's header, or gets wrong.
+
+    It takes NUMBER(phys_base), which the kernel writes in decimal, for hexadecimal (7.2,
+    vmcoreinfo_update_phys_base), and crash believes the header.  Of uname's names it writes the
+    machine alone, and libkdumpfile, which drgn reads with, then knows no architecture.
+    """
+    said = vmcoreinfo(dump)
+    try:
+        base = int(said["NUMBER(phys_base)"])
+        names = int(said["SYMBOL(init_uts_ns)"], 16) + int(said["OFFSET(uts_namespace.name)"])
+    except (KeyError, ValueError):
+        return
+    dump.seek(_BLOCK)
+    dump.write(_PHYS_BASE.pack(base % (1 << 64)))
+    uname = _physical(vm, names - _KERNEL_MAP + base, _UNAME_SIZE)
+    if uname.startswith(b"Linux\0"):
+        dump.seek(_UNAME)
+        dump.write(uname)
+
+
+def _physical(vm: Vm, address: int, size: int) -> bytes:
+    """Read the guest's memory at a physical address; fewer bytes where QEMU has none there."""
+    line = f"xp /{size}xb {address % (1 << 64):#x}"
+    answer = str(vm.qmp.execute("human-monitor-command", {"command-line": line}))
+    return bytes(int(byte, 16) for byte in re.findall(r"\b0x([0-9a-f]{2})\b", answer))[:size]
