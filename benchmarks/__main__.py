@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import classify, crosstalk, guests, peers
+from benchmarks import classify, crosstalk, guests, peers, trivial
 from benchmarks.figures import Figure, lines, ratio, record
 from harness import paths, ui
 from harness.errors import HarnessError
@@ -73,7 +73,9 @@ def _measured(
         yield ratio("clone against virtme-ng", peer, first, goal=10.0)
     for ahead in (0, 1):
         shown.say(f"trivial tests, {ahead} ahead")
-        yield guests.trivial_tests(lab, folder / "trivial", args.runs, ahead=ahead)
+        yield trivial.trivial_tests(
+            folder / "trivial", args.runs, ahead=ahead, kernel=args.kernel, accel=args.accel
+        )
     shown.say("a whole run of the first set")
     yield _whole_runs(args)
     shown.say("cross-talk")

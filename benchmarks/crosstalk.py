@@ -18,6 +18,12 @@ from harness.images.store import file_hash
 from harness.lab import Lab
 
 _WRITE = "yes {word} | head -c 4194304 > {path}/own && sync"
+#: The checksum of a device-dax device's first 4 MiB, which cannot be read but only mapped.
+_SUM = """set -o pipefail; perl -e '
+open(F, "<", "{device}") or die "open: $!";
+my $at = syscall(9, 0, 4194304, 1, 1, fileno(F), 0);
+$at > 0 or die "mmap: $!";
+print unpack("P4194304", pack("Q", $at))' | sha256sum"""
 
 
 def crosstalk(lab: Lab, base: Path, *, guests: int, rounds: int) -> Figure:
@@ -57,16 +63,7 @@ def _one(template: Template, barrier: threading.Barrier, base: Path, seed: int) 
     try:
         with cloned(template, folder) as guest:
             _dax(guest, folder.name, barrier)
-            address = guest.vfio("edu").address
-            source = f"dax:{guest.namespace('devdax2m').device}"
-            done = guest.workload(
-                "vfio_map",
-                *("--device", address, "--source", source, "--size", "4M", "--dma-test"),
-                *("--seed", str(seed)),
-            )
-            facts = done.facts
-            if not (done.ok and facts.get("device_read") == facts.get("device_write") == "equal"):
-                raise HarnessError(f"{folder.name}: DMA went wrong: {done.failed} {facts}")
+            _dma(guest, folder.name, barrier, seed)
             return guest.run("head -c 32 /dev/urandom | sha256sum").stdout
     except BaseException:
         barrier.abort()
@@ -83,3 +80,21 @@ def _dax(guest: Guest, word: str, barrier: threading.Barrier) -> None:
         wanted = (f"{word}\n".encode() * (4194304 // (len(word) + 1) + 1))[:4194304]
         if said != hashlib.sha256(wanted).hexdigest():
             raise HarnessError(f"{word}: the file holds something else")
+
+
+def _dma(guest: Guest, word: str, barrier: threading.Barrier, seed: int) -> None:
+    """Let the device write, wait for everybody's, and see that the memory is what it was."""
+    address = guest.vfio("edu").address
+    device = guest.namespace("devdax2m").device
+    done = guest.workload(
+        "vfio_map",  # waits for the device's completion before it compares
+        *("--device", address, "--source", f"dax:{device}", "--size", "4M", "--dma-test"),
+        *("--seed", str(seed)),
+    )
+    facts = done.facts
+    if not (done.ok and facts.get("device_read") == facts.get("device_write") == "equal"):
+        raise HarnessError(f"{word}: DMA went wrong: {done.failed} {facts}")
+    written = guest.run(_SUM.format(device=device)).stdout
+    barrier.wait()
+    if guest.run(_SUM.format(device=device)).stdout != written:
+        raise HarnessError(f"{word}: what the device wrote has changed")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.figures import Figure
 from harness.guest.boot import booted
 from harness.guest.clone import cloned
 from harness.lab import Lab
-from harness.observe import Observer
-from harness.pool import GuestPool, Wish
 
 _numbers = itertools.count(1)
 
@@ -81,35 +78,3 @@ def private_memory(pid: int) -> int:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     lines = [line.split() for line in text.splitlines()]
     return sum(int(words[1]) << 10 for words in lines if words[0] == "Anonymous:")
-
-
-def trivial_tests(lab: Lab, base: Path, runs: int, *, ahead: int) -> Figure:
-    """Time a test that does nothing, from its guest's set-up to its end.
-
-    With a clone ahead, each begins when that one is ready, as after a test of some length.
-    """
-    pool = GuestPool(lab, base / f"pool-{ahead}", ahead=ahead)
-    samples = []
-    try:
-        for _ in range(runs + 1):
-            begun = time.monotonic()
-            with pool.guest(Wish(), Wish()) as guest:
-                observer = Observer(guest, "trivial")
-                observer.begin()
-                observer.end(())
-                taken = time.monotonic() - begun
-                wait_until(pool.ready)
-                begun = time.monotonic()
-            samples.append(taken + time.monotonic() - begun)
-    finally:
-        pool.close()
-    name = "with" if ahead else "without"
-    return Figure(
-        f"trivial test {name} a warm clone", "s", tuple(samples[1:]), 0.2 if ahead else 0.8
-    )
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for something that takes about a second."""
-    while not condition():
-        time.sleep(0.02)

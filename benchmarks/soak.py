@@ -1,4 +1,7 @@
-"""Run the whole catalogue again and again, and name each test whose verdict differs."""
+"""Run the whole catalogue again and again, and name each test whose verdict differs.
+
+A MISS is a harness or a host that failed: it differs, even if every run has it.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,23 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.crosstalk import checksum
 from benchmarks.figures import Figure, lines
 from harness import paths, ui
-from harness.errors import HarnessError
+from harness.errors import EXIT_FAILED, EXIT_OK, EXIT_UNTESTABLE, HarnessError
+from harness.lab import Lab, Options
 from harness.report.results import write_json
+from harness.verdict.status import Status
 
 #: A test and what was said of it, the known issue with it.
 Verdicts = Mapping[str, str]
 
 
 def main() -> int:
-    """Soak; status 1 when a verdict differed between two runs."""
+    """Soak; status 1 when a verdict differed, or when a clone wrote to its template."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="runs of the whole (20)")
     parser.add_argument("--kernel", metavar="K")
@@ -39,15 +45,21 @@ def _soak(args: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "harness.cli", "test", "-n", args.n, "--results", str(out)]
     command += ["--kernel", args.kernel] if args.kernel else []
     command += ["-k", args.k] if args.k else []
+    with ui.progress() as shown:
+        lab = Lab(Options(kernel=args.kernel), say=shown.say)
+        template = lab.template(lab.recipe())  # in use by this process: it stays
+        before = checksum(template)
     runs: list[Verdicts] = []
     seconds: list[float] = []
     for number in range(1, args.runs + 1):
+        latest = (out / "latest").resolve()
         begun = time.monotonic()
         done = subprocess.run(
             command, cwd=paths.source_tree(), capture_output=True, text=True, check=False
         )
         seconds.append(time.monotonic() - begun)
-        if done.returncode not in (0, 1):
+        judged = (out / "latest").resolve() != latest  # or it ended before its first test
+        if done.returncode not in (EXIT_OK, EXIT_FAILED, EXIT_UNTESTABLE) or not judged:
             raise HarnessError(
                 f"run {number} failed: {(done.stderr or done.stdout).strip()[-300:]}"
             )
@@ -59,11 +71,13 @@ def _soak(args: argparse.Namespace) -> int:
         # After each run: whoever stops the loop keeps what it has shown.
         write_json(out / "soak.json", {"runs": number, "seconds": seconds, "differing": flaky})
     for name, seen in flaky.items():
-        print(f"{name}: {', '.join(f'{count} {word}' for word, count in seen.items())}")
+        print(f"{name}: {'; '.join(f'{word} in {ranges(at)}' for word, at in seen.items())}")
+    written = checksum(template) != before
+    print(f"the template {'was written to' if written else 'is what it was'}: {template.path.name}")
     whole = Figure("a run, everything cached", "s", tuple(seconds), None if args.k else 300.0)
     for line in lines([whole]):
         print(line)
-    return 1 if flaky else 0
+    return 1 if flaky or written else 0
 
 
 def verdicts(summary: Path) -> Verdicts:
@@ -72,11 +86,27 @@ def verdicts(summary: Path) -> Verdicts:
     return {test["test"]: f"{test['status']} {test['known']}".strip() for test in tests}
 
 
-def differing(runs: Sequence[Verdicts]) -> dict[str, dict[str, int]]:
-    """Return the tests that were not judged alike in all runs, with how often they were what."""
-    names = sorted({name for run in runs for name in run})
-    counted = {name: Counter(run.get(name, "not run") for run in runs) for name in names}
-    return {name: dict(seen) for name, seen in counted.items() if len(seen) > 1}
+def differing(runs: Sequence[Verdicts]) -> dict[str, dict[str, list[int]]]:
+    """Return the tests that were not judged alike in all runs, and which runs said what."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for name in sorted({name for run in runs for name in run}):
+        seen: dict[str, list[int]] = {}
+        for number, run in enumerate(runs, 1):
+            seen.setdefault(run.get(name, "not run"), []).append(number)
+        if len(seen) > 1 or Status.MISS in seen:
+            found[name] = seen
+    return found
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return ascending numbers as a person writes them: 1-3, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,8 @@ def eventually() -> Callable[[Callable[[], object]], None]:
 
 @pytest.fixture(scope="session")
 def tcg_lab() -> Lab:
-    """What guests are made of, on the accelerator that every host has."""
-    return Lab(Options(accel="tcg"))
+    """What guests are made of, with $NVH_KERNEL, on the accelerator that every host has."""
+    return Lab(Options(kernel=os.environ.get("NVH_KERNEL"), accel="tcg"))
 
 
 @pytest.fixture(scope="session")

@@ -104,10 +104,12 @@ def results(
     (cases / "test_f.py").write_text((real / "tests" / "guest_faults.py").read_text())
     chosen = os.environ.get("NVH_FAULTS")  # numbers, for who works on one of them
     only = ["-k", f"f1_ or {chosen}"] if chosen else []
+    named = os.environ.get("NVH_KERNEL")
+    kernel = [f"--nvh-kernel={named}"] if named else []
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "testcases", "-q", "-p", "no:cacheprovider"),
-            *("--nvh-accel=tcg", "--nvh-trusted", *only),
+            *("--nvh-accel=tcg", "--nvh-trusted", *only, *kernel),
         ],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(real), "PYTEST_ADDOPTS": ""},

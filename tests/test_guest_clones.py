@@ -82,7 +82,9 @@ def test_clones_share_no_random_bytes_and_know_the_time(template: Template, tmp_
         with cloned(template, folder) as guest:
             seen.append(guest.run("head -c 64 /dev/urandom | od -An -v -tx1").stdout)
             seen.append(guest.run("cat /proc/sys/kernel/random/uuid").stdout)
-            assert abs(float(guest.run("date +%s.%N").stdout) - time.time()) < 60
+            before = time.time()
+            said = float(guest.run("date +%s.%N").stdout)
+            assert before - 2 < said < time.time() + 2  # the command itself may take long
     assert len(set(seen)) == len(seen)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.soak import differing, verdicts
+import pytest
+
+from benchmarks.soak import differing, ranges, verdicts
 
 
 def test_a_verdict_holds_the_known_issue(tmp_path: Path) -> None:
@@ -21,6 +23,18 @@ def test_runs_that_agree_differ_in_nothing() -> None:
     assert differing([{"a": "PASS", "b": "FAIL x"}] * 3) == {}
 
 
-def test_what_differs_is_counted_and_what_vanished_too() -> None:
+def test_what_differs_is_told_with_its_runs_and_what_vanished_too() -> None:
     runs = [{"a": "PASS", "b": "PASS"}, {"a": "FAIL", "b": "PASS"}, {"a": "PASS"}]
-    assert differing(runs) == {"a": {"PASS": 2, "FAIL": 1}, "b": {"PASS": 2, "not run": 1}}
+    found = differing(runs)
+    assert found == {"a": {"PASS": [1, 3], "FAIL": [2]}, "b": {"PASS": [1, 2], "not run": [3]}}
+
+
+def test_a_miss_differs_even_if_every_run_has_it() -> None:
+    assert differing([{"a": "MISS", "b": "SKIP"}] * 2) == {"a": {"MISS": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([], ""), ([4], "4"), ([1, 2, 3, 5, 7, 8], "1-3, 5, 7-8")]
+)
+def test_runs_are_named_as_a_person_does(numbers: list[int], text: str) -> None:
+    assert ranges(numbers) == text
