@@ -338,8 +338,11 @@ def _known(item: pytest.Item) -> str:
     _, message, _ = item.stash[_OUTCOME]
     observer = item.stash.get(_OBSERVER, None)
     titles = [finding.title for finding in observer.unexpected] if observer else []
-    # The message may merely repeat the splats.
-    symptoms = [*titles, *([] if message.startswith(SPLAT) else [message])]
+    made = item.stash.get(_CASE, None)
+    mismatches = made.mismatches if made else ()
+    # The message may merely repeat the splats, or all that a test has gathered.
+    repeats = message.startswith(SPLAT) or message == printable("; ".join(mismatches))
+    symptoms = [*titles, *mismatches, *([] if repeats else [message])]
     issue = state.known.explain(item.name, _release(state), symptoms)
     return issue.id if issue else ""
 

@@ -94,6 +94,15 @@ tests = ["test_v1_known*"]
 kernels = []
 symptom = "expected OK, seen ENOSYS"
 evidence = "made up"
+
+[[issue]]
+id = "made-up-pair"
+title = "it fails with two symptoms, of which one alone is another failure"
+tests = ["test_v1_pair*"]
+kernels = []
+symptom = "map: expected OK, seen ENOSYS|waits: expected true, seen false"
+requires = "^waits: "
+evidence = "made up"
 """
 
 HEAD = """

@@ -160,3 +160,28 @@ def test_record_is_json_and_harmless(tmp_path: Path) -> None:
     assert case.allowed == ("DMAR:.*fault",)
     assert all("\x1b" not in line and "\n" not in line for line in lines)
     assert max(map(len, lines)) < 1000
+
+
+def gather(case: Case, **seen: object) -> None:
+    with case.gathered():
+        for key, value in seen.items():
+            case.expect(key, value)
+            if value is None:
+                raise KeyError(key)
+
+
+def test_gathered_mismatches_are_raised_as_one(tmp_path: Path) -> None:
+    case = case_of(tmp_path)
+    with pytest.raises(Mismatch, match=r"^map: .* seen OK; blocked: expected true, seen false$"):
+        gather(case, map="OK", blocked=False)
+    assert len(case.mismatches) == 2
+    gather(case, map="EOPNOTSUPP")
+    with pytest.raises(Mismatch, match=r"^map: expected EOPNOTSUPP, seen OK$"):
+        case.expect("map", "OK")
+
+
+def test_a_fault_in_a_gathering_block_is_its_own(tmp_path: Path) -> None:
+    case = case_of(tmp_path)
+    with pytest.raises(KeyError):
+        gather(case, map=None)
+    assert case.mismatches == ("map: expected EOPNOTSUPP, seen null",)

@@ -234,7 +234,7 @@ class TestView:
         """Return what a table's cell says of it: what was seen, and of what."""
         wrong = [item for item in self.record.expectations if not item.get("ok")]
         if wrong:
-            item = wrong[-1]
+            item = wrong[0]
             seen, right = _value(item.get("seen"), 60), _value(item.get("expected"), 60)
             return f"{seen}, not {right}", one_line(str(item.get("what")), 60)
         told = {str(item.get("what")): item for item in self.record.expectations}

@@ -63,9 +63,11 @@ def _titles(record: TestRecord) -> set[str]:
 def _reason(record: TestRecord) -> str:
     """Return why a test did not pass, without what differs from run to run."""
     wrong = [item for item in record.expectations if not item.get("ok")]
-    if wrong and record.message.startswith(f"{wrong[-1].get('what')}:"):
-        # Small numbers are answers (a status, a count): only what is compared as text is levelled.
-        seen = wrong[-1].get("seen")
-        shown = _NUMBER.sub("#", seen) if isinstance(seen, str) else type(seen).__name__
-        return f"{wrong[-1].get('what')}: {shown}"
+    if wrong and record.message.startswith(f"{wrong[0].get('what')}:"):
+        return "; ".join(f"{item.get('what')}: {_shown(item.get('seen'))}" for item in wrong)
     return _NUMBER.sub("#", record.message)
+
+
+def _shown(seen: object) -> str:
+    """Level text only: small numbers are answers (a status, a count)."""
+    return _NUMBER.sub("#", seen) if isinstance(seen, str) else type(seen).__name__

@@ -6,6 +6,7 @@ its row's id, so that code and catalogue cannot drift apart.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -155,6 +156,7 @@ class Case:
         self._proofs: list[dict[str, Any]] = []
         self._facts: dict[str, Any] = {}
         self._allowed: list[str] = []
+        self._gathered: list[str] | None = None
 
     @property
     def allowed(self) -> tuple[str, ...]:
@@ -165,6 +167,11 @@ class Case:
     def expectations(self) -> tuple[dict[str, Any], ...]:
         """What was expected and seen so far, in order."""
         return tuple(self._expectations)
+
+    @property
+    def mismatches(self) -> tuple[str, ...]:
+        """What was seen otherwise than expected, in order, each as its Mismatch says it."""
+        return tuple(_mismatch(made) for made in self._expectations if not made["ok"])
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -194,15 +201,33 @@ class Case:
         # True == 1 in Python, but a kernel that says 1 did not say yes.
         same = got == wanted and isinstance(got, bool) == isinstance(wanted, bool)
         source = "; ".join(self.row.source)
-        self._expectations.append(
-            {"what": what, "expected": wanted, "seen": got, "ok": same, "source": source}
-        )
+        made = {"what": what, "expected": wanted, "seen": got, "ok": same, "source": source}
+        self._expectations.append(made)
         self._echo(
             f"{'ok' if same else 'NOT OK'}: {what}: expected {_show(wanted)}, seen {_show(got)}"
             f" (source: {source})"
         )
-        if not same:
-            raise Mismatch(f"{what}: expected {_show(wanted)}, seen {_show(got)}")
+        if same:
+            return
+        if self._gathered is None:
+            raise Mismatch(_mismatch(made))
+        self._gathered.append(_mismatch(made))
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Go on comparing after a mismatch; the end of the block raises all of them as one.
+
+        For a row that some kernel is known to fail: what comes after the known mismatch is judged
+        as well.  The preconditions are proven before.
+        """
+        mismatches: list[str] = []
+        self._gathered = mismatches
+        try:
+            yield
+        finally:
+            self._gathered = None
+        if mismatches:
+            raise Mismatch("; ".join(mismatches))
 
     def prove(self, what: str, proven: bool, *, seen: Any = "", enable: str | None = None) -> None:
         """Record a precondition; NotProven when it does not hold.
@@ -255,6 +280,10 @@ def plain(value: Any) -> Any:
         case _:
             found = repr(value)[:_STORED]
     return found
+
+
+def _mismatch(made: Mapping[str, Any]) -> str:
+    return f"{made['what']}: expected {_show(made['expected'])}, seen {_show(made['seen'])}"
 
 
 def _show(value: Any) -> str:

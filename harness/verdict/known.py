@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ class KnownIssue:
     title: str
     tests: tuple[str, ...]  # patterns of test names, as of the shell
     kernels: tuple[str, ...]  # conditions that all hold: ">=6.1", "<6.15"
-    symptom: re.Pattern[str]  # of the failure's message or of a finding's title
+    symptom: re.Pattern[str]  # of each mismatch, message or finding's title of the failure
+    requires: re.Pattern[str] | None  # of one of them at least: without it the others are new
     evidence: str
     link: str
 
@@ -33,6 +34,14 @@ class KnownIssue:
         """Whether it is expected to show in a test on a kernel."""
         return any(fnmatch.fnmatchcase(test, pattern) for pattern in self.tests) and all(
             holds(condition, release) for condition in self.kernels
+        )
+
+    def explains(self, symptoms: Sequence[str]) -> bool:
+        """Whether these symptoms, all that a failure has, are its own."""
+        return (
+            bool(symptoms)
+            and all(self.symptom.search(symptom) for symptom in symptoms)
+            and (self.requires is None or any(map(self.requires.search, symptoms)))
         )
 
 
@@ -61,7 +70,7 @@ class KnownIssues:
         """Return the known issue that explains every symptom of a failure, None for a new one."""
         seen = [symptom for symptom in symptoms if symptom]
         for issue in self.concerning(test, release):
-            if seen and all(issue.symptom.search(symptom) for symptom in seen):
+            if issue.explains(seen):
                 return issue
         return None
 
@@ -94,18 +103,15 @@ def holds(condition: str, release: str) -> bool:
 
 
 def _read(table: Table) -> KnownIssue:
-    symptom = table.string("symptom")
-    try:
-        pattern = re.compile(symptom)
-    except re.error as error:
-        raise table.error("symptom", f"is no regular expression: {error}") from error
+    symptom, requires = _pattern(table, "symptom"), _pattern(table, "requires", "")
     kernels = check_conditions(table, "kernels")
     issue = KnownIssue(
         id=table.string("id"),
         title=table.string("title"),
         tests=table.strings("tests"),
         kernels=kernels,
-        symptom=pattern,
+        symptom=symptom,
+        requires=requires if requires.pattern else None,
         evidence=table.string("evidence"),
         link=table.string("link", ""),
     )
@@ -113,3 +119,10 @@ def _read(table: Table) -> KnownIssue:
     if not issue.tests:
         raise table.error("tests", "is missing: which tests does it explain?")
     return issue
+
+
+def _pattern(table: Table, key: str, *otherwise: str) -> re.Pattern[str]:
+    try:
+        return re.compile(table.string(key, *otherwise))
+    except re.error as error:
+        raise table.error(key, f"is no regular expression: {error}") from error
