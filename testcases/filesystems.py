@@ -122,6 +122,12 @@ def remounted(guest: Guest, mount: Mount) -> str:
     return state
 
 
+def checked(guest: Guest, mount: Mount) -> str:
+    """Unmount and check; return the checker's words as unmounted_state() does."""
+    guest.run(f"umount {mount.path}", check=False)
+    return unmounted_state(guest, mount)
+
+
 def unmounted_state(guest: Guest, mount: Mount) -> str:
     """Return "clean", "mounted" or the checker's last words, which changes nothing."""
     if guest.run(f"grep -q ' {mount.path} ' /proc/mounts", check=False).status == 0:

@@ -6,13 +6,20 @@ is hung.  Every test pins two pages, neither of them the first, and lets go of t
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from harness.guest import Guest
 from harness.verdict.expectation import Case
-from testcases.filesystems import NAMES, dax_mount, give_up_reserves, remounted, unmounted_state
+from testcases.filesystems import (
+    NAMES,
+    checked,
+    dax_mount,
+    give_up_reserves,
+    remounted,
+    unmounted_state,
+)
+from testcases.layout_steps import deadlines, judge, layout, prove_reuse
+from testcases.nvdimm_file import page_of, places
 from testcases.slow_device import slow_device
 
 OPERATIONS = ("truncate", "punch", "collapse", "insert", "zero")
@@ -20,34 +27,16 @@ OPERATIONS = ("truncate", "punch", "collapse", "insert", "zero")
 every_fs = pytest.mark.parametrize("fs", NAMES)
 
 
-def judge(case: Case, facts: dict[str, Any], *keys: str) -> None:
-    """Compare facts with the row, in this order, once the pin is proven; record the others."""
-    for key in ("pin_proof", "waits_in", "states", "stack", "refs_before", "refs_pinned"):
-        if key in facts:
-            case.fact(key, facts[key])
-    for key in ("refs_waiting", "refs_after", "end_seconds", "hung_stack", "refcount_missing"):
-        if key in facts:
-            case.fact(key, facts[key])
-    case.prove("the page is pinned", facts["pinned"], seen=facts["pin_proof"])
-    case.prove("the pin outlasted the observation", facts["pinned_while_watched"])
-    for key in keys:
-        case.expect(key, facts[key])
-
-
 @every_fs
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_l1_operation_waits_for_the_pin(guest: Guest, case: Case, fs: str, operation: str) -> None:
     """It waits in the layout break for both pins, touches nothing meanwhile, then does its work."""
     with dax_mount(guest, case, fs) as mount:
-        done = guest.workload(
-            "layout", "--file", f"{mount.path}/a", "--op", operation, "--pin-page", "3,9"
-        )
-    judge(case, done.facts, "returned_while_pinned", "seen_waiting", "state")
-    case.expect(
-        "blocks while pinned", done.facts["blocks_pinned"], right=done.facts["blocks_before"]
-    )
-    for key in ("hung", "op", "content", "content_mapped", "pipe_kept"):
-        case.expect(key, done.facts[key])
+        facts = layout(guest, f"{mount.path}/a", "--op", operation, "--pin-page", "3,9")
+    judge(
+        case, facts, "returned_while_pinned", "seen_waiting", "state", "blocks_pinned", "hung_in",
+        "op", "content", "content_mapped", "pipe_kept", blocks_pinned=facts["blocks_before"],
+    )  # fmt: skip
 
 
 @every_fs
@@ -57,47 +46,45 @@ def test_l1_nothing_pinned_nothing_waits(guest: Guest, case: Case, fs: str, oper
     with dax_mount(guest, case, fs) as mount:
         pins: list[tuple[str, str]] = [("--pin", "none"), ("--pin-file", f"{mount.path}/b")]
         for pin in pins:
-            facts = guest.workload(
-                "layout", "--file", f"{mount.path}/a", "--op", operation, *pin
-            ).facts
+            facts = layout(guest, f"{mount.path}/a", "--op", operation, *pin)
             if pin[0] == "--pin-file":
                 held = facts["pinned"]
                 case.prove("the other file's page is pinned", held, seen=facts["pin_proof"])
                 returned = facts["returned_while_pinned"]
                 case.expect("returns while another file is pinned", returned, right=True)
             case.expect(f"waits with {pin[0]}", facts["seen_waiting"], right=False)
-            case.expect(f"hung with {pin[0]}", facts["hung"], right=False)
+            case.expect(f"hung with {pin[0]}", facts["hung_in"], right="none")
             case.expect("op", facts["op"])
             case.expect("content", facts["content"])
 
 
 @every_fs
-@pytest.mark.parametrize("how", ["handler", "kill"])
-@pytest.mark.parametrize("operation", ["truncate", "punch"])
-def test_l2_signal_ends_the_wait(
-    guest: Guest, case: Case, fs: str, operation: str, how: str
-) -> None:
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_l2_signal_ends_the_wait(guest: Guest, case: Case, fs: str, operation: str) -> None:
     """A handler makes it EINTR, SIGKILL ends it; either way the file is untouched."""
     with dax_mount(guest, case, fs) as mount:
-        facts = guest.workload(
-            "layout", "--file", f"{mount.path}/a", "--op", operation, "--signal", how
-        ).facts
-    judge(case, facts, "seen_waiting", "signal_ended", "pinned_after_signal")
-    case.expect("op", facts["op"], right="EINTR" if how == "handler" else "KILLED")
-    # Nothing was done: the workload compares with the untouched file after a failed operation.
-    for key in ("content", "content_mapped", "pipe_kept"):
-        case.expect(key, facts[key])
+        for how, op in (("handler", "EINTR"), ("kill", "KILLED")):
+            facts = layout(guest, f"{mount.path}/a", "--op", operation, "--signal", how)
+            # Nothing was done: the workload compares with the untouched file.
+            judge(
+                case, facts, "seen_waiting", "signal_ended", "pinned_after_signal", "op",
+                "blocks_pinned", "content", "content_mapped", "pipe_kept",
+                op=op, blocks_pinned=facts["blocks_before"],
+            )  # fmt: skip
 
 
 @every_fs
-def test_l3_truncate_of_the_tail_waits(guest: Guest, case: Case, fs: str) -> None:
-    """The pinned page stays in the file, and yet the truncate waits."""
+@pytest.mark.parametrize("operation", ["truncate", "punch"])
+def test_l3_operation_on_the_tail_waits(guest: Guest, case: Case, fs: str, operation: str) -> None:
+    """The pinned page stays in the file, and yet the operation waits."""
     with dax_mount(guest, case, fs) as mount:
-        facts = guest.workload(
-            "layout", "--file", f"{mount.path}/a", "--pin-page", "0", "--op-page", "12"
-        ).facts
-    keys = ("returned_while_pinned", "seen_waiting", "hung", "op", "content", "content_mapped")
-    judge(case, facts, *keys)
+        facts = layout(
+            guest, f"{mount.path}/a", "--op", operation, "--pin-page", "0", "--op-page", "12"
+        )
+    judge(
+        case, facts, "returned_while_pinned", "seen_waiting", "hung_in", "op", "content",
+        "content_mapped", "pipe_kept",
+    )  # fmt: skip
 
 
 @every_fs
@@ -105,8 +92,11 @@ def test_l3_truncate_of_the_tail_waits(guest: Guest, case: Case, fs: str) -> Non
 def test_l4_other_work_does_not_wait(guest: Guest, case: Case, fs: str, operation: str) -> None:
     """What leaves the layout alone does not care for pins."""
     with dax_mount(guest, case, fs) as mount:
-        facts = guest.workload("layout", "--file", f"{mount.path}/a", "--op", operation).facts
-    judge(case, facts, "seen_waiting", "returned_while_pinned", "op", "content", "pipe_kept")
+        facts = layout(guest, f"{mount.path}/a", "--op", operation)
+    judge(
+        case, facts, "seen_waiting", "returned_while_pinned", "op", "content", "content_mapped",
+        "pipe_kept",
+    )  # fmt: skip
 
 
 @every_fs
@@ -121,29 +111,28 @@ def test_l5_operation_ends_with_the_io(
     """It waits while the I/O lasts and wakes up when it ends."""
     slow = slow_device(guest, case)
     with dax_mount(guest, case, fs) as mount:
-        facts = guest.workload(
-            "layout", "--file", f"{mount.path}/a", "--op", operation,
+        facts = layout(
+            guest, f"{mount.path}/a", "--op", operation,
             "--pin", pin, "--slow", slow.path, "--pin-page", "3,9",
-        ).facts  # fmt: skip
-    judge(case, facts, "returned_while_pinned", "seen_waiting", "state")
-    for key in ("hung", "op", "content", "content_mapped"):
-        case.expect(key, facts[key])
+        )  # fmt: skip
+    judge(
+        case, facts, "returned_while_pinned", "seen_waiting", "state", "blocks_pinned", "hung_in",
+        "op", "content", "content_mapped", blocks_pinned=facts["blocks_before"],
+    )  # fmt: skip
 
 
 @every_fs
-@pytest.mark.parametrize("operation", ["truncate", "punch"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_l6_unmapped_page_keeps_its_block(
     guest: Guest, case: Case, fs: str, operation: str
 ) -> None:
     """A pin without a mapping holds the block as one with a mapping does."""
     with dax_mount(guest, case, fs) as mount:
-        facts = guest.workload(
-            "layout", "--file", f"{mount.path}/a", "--op", operation, "--munmap"
-        ).facts
-    judge(case, facts, "returned_while_pinned")
-    case.expect("blocks while pinned", facts["blocks_pinned"], right=facts["blocks_before"])
-    for key in ("hung", "op", "content", "content_mapped"):
-        case.expect(key, facts[key])
+        facts = layout(guest, f"{mount.path}/a", "--op", operation, "--munmap")
+    judge(
+        case, facts, "returned_while_pinned", "seen_waiting", "blocks_pinned", "hung_in", "op",
+        "content", "content_mapped", "pipe_kept", blocks_pinned=facts["blocks_before"],
+    )  # fmt: skip
 
 
 @every_fs
@@ -151,27 +140,42 @@ def test_l7_pinned_data_survives_a_full_file_system(guest: Guest, case: Case, fs
     """Another file takes every free block; the pipe still gives the old data."""
     with dax_mount(guest, case, fs) as mount:
         give_up_reserves(guest, mount)
-        facts = guest.workload(
-            "layout", "--file", f"{mount.path}/a", "--pages", "256",
-            "--munmap", "--refill", f"{mount.path}/b",
-        ).facts  # fmt: skip
-    case.fact("pipe", facts.get("pipe"))
-    judge(case, facts, "pipe_kept", "refill_reuses", "refill_content", "hung", "op", "content")
+        steps = ("--pages", "256", "--munmap", "--refill", f"{mount.path}/b")
+        prove_reuse(case, layout(guest, f"{mount.path}/a", *steps, "--pin", "none"))
+        facts = layout(guest, f"{mount.path}/a", *steps)
+        with case.gathered():
+            judge(
+                case, facts, "returned_while_pinned", "blocks_pinned", "pipe", "refill_reuses",
+                "refill_content", "hung_in", "op", "content", blocks_pinned=facts["blocks_before"],
+            )  # fmt: skip
+            case.expect("file system afterwards", checked(guest, mount), right="clean")
 
 
 @every_fs
+@pytest.mark.usefixtures("power_cycle")  # NVDIMMs in files of its own
 def test_l8_late_io_reaches_no_other_file(guest: Guest, case: Case, fs: str) -> None:
-    """Data that arrives late is found in no page of the file that took the blocks."""
+    """Data that arrives late is found in no page of the file that took the blocks.
+
+    Nor is it anywhere else on the device than where it was asked for.
+    """
     slow = slow_device(guest, case, with_data=True)
     assert slow.backing is not None
     with dax_mount(guest, case, fs) as mount:
         give_up_reserves(guest, mount)
-        facts = guest.workload(
-            "layout", "--file", f"{mount.path}/a", "--pages", "256",
-            "--munmap", "--refill", f"{mount.path}/b",
+        steps = ("--pages", "256", "--munmap", "--refill", f"{mount.path}/b")
+        prove_reuse(case, layout(guest, f"{mount.path}/a", *steps, "--pin", "none"))
+        facts = layout(
+            guest, f"{mount.path}/a", *steps,
             "--pin", "odirect-read", "--slow", slow.path, "--slow-backing", slow.backing,
-        ).facts  # fmt: skip
-    judge(case, facts, "refill_content", "refill_reuses", "hung", "op", "content")
+        )  # fmt: skip
+        late = places(guest, mount.namespace, page_of(guest, slow.backing))
+        with case.gathered():
+            judge(
+                case, facts, "returned_while_pinned", "blocks_pinned", "refill_reuses",
+                "refill_content", "hung_in", "op", "content", blocks_pinned=facts["blocks_before"],
+            )  # fmt: skip
+            case.expect("late data on the device at", late, right=[facts["page_at"]])
+            case.expect("file system afterwards", checked(guest, mount), right="clean")
 
 
 @every_fs
@@ -179,45 +183,60 @@ def test_l9_blocks_of_an_unlinked_file_are_not_reused(guest: Guest, case: Case, 
     """As L7, with the last name and descriptor of the file gone."""
     with dax_mount(guest, case, fs) as mount:
         give_up_reserves(guest, mount)
-        facts = guest.workload(
-            "layout", "--file", f"{mount.path}/a", "--pages", "256", "--op", "unlink",
-            "--munmap", "--close", "--refill", f"{mount.path}/b",
-        ).facts  # fmt: skip
-    case.fact("pipe", facts.get("pipe"))
-    judge(case, facts, "pipe_kept", "refill_reuses", "refill_content", "hung", "op")
+        steps = (
+            "--pages", "256", "--op", "unlink", "--munmap", "--close", "--refill", f"{mount.path}/b"
+        )  # fmt: skip
+        prove_reuse(case, layout(guest, f"{mount.path}/a", *steps, "--pin", "none"))
+        facts = layout(guest, f"{mount.path}/a", *steps)
+        with case.gathered():
+            judge(
+                case, facts, "returned_while_pinned", "seen_waiting", "pipe", "refill_reuses",
+                "refill_content", "hung_in", "op",
+            )  # fmt: skip
+            if facts["seen_waiting"]:
+                case.expect("state", facts["state"])
+            case.expect("file system afterwards", checked(guest, mount), right="clean")
 
 
 @every_fs
 @pytest.mark.parametrize("file", ["kept", "unlinked"])
 def test_l10_unmount_waits_for_the_pin(guest: Guest, case: Case, fs: str, file: str) -> None:
     """A file that nobody has open, or that is on its way out, keeps its file system mounted."""
+    unlink = ("--unlink",) if file == "unlinked" else ()
     with dax_mount(guest, case, fs) as mount:
-        facts = guest.workload(
-            "unmount", "--file", f"{mount.path}/a", "--mount", mount.path,
-            *(["--unlink"] if file == "unlinked" else []),
-        ).facts  # fmt: skip
+        options = ("--file", f"{mount.path}/a", "--mount", mount.path, *unlink)
+        facts = guest.workload("unmount", *options, *deadlines(guest)).facts
         left = unmounted_state(guest, mount)
-    for key in ("pin_proof", "refs_before", "refs_pinned", "unlink_while_pinned", "end_seconds"):
+    for key in ("pin_proof", "end_seconds", "umount_waits_in", "umount_states", "umount_stack"):
         if key in facts:
             case.fact(key, facts[key])
-    for key in ("umount_while_pinned", "umount_waits_in", "umount_states", "umount_stack"):
-        case.fact(key, facts[key])
     case.prove("the page is pinned", facts["pinned"], seen=facts["pin_proof"])
-    for key in ("unmounted_while_pinned", "pipe_kept", "hung", "umount"):
-        case.expect(key, facts[key])
-    case.expect("file system afterwards", left, right="clean")
+    with case.gathered():
+        case.expect("unmounted_while_pinned", facts["unmounted_while_pinned"])
+        if unlink:
+            case.expect("unlink_while_pinned", facts["unlink_while_pinned"])
+            case.expect("umount_while_pinned", facts["umount_while_pinned"], right="EBUSY")
+            case.expect("unlink", facts["unlink"])
+        else:
+            case.expect("umount_while_pinned", facts["umount_while_pinned"])
+        for key in ("pipe_kept", "hung_in", "umount"):
+            case.expect(key, facts[key])
+        case.expect("file system afterwards", left, right="clean")
 
 
 @every_fs
-def test_l11_touching_the_page_again_delays_nothing(guest: Guest, case: Case, fs: str) -> None:
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_l11_touching_the_page_again_delays_nothing(
+    guest: Guest, case: Case, fs: str, operation: str
+) -> None:
     """A new fault on the pinned page must not keep the operation from ending."""
     with dax_mount(guest, case, fs) as mount:
-        facts = guest.workload(
-            "layout", "--file", f"{mount.path}/a", "--op", "punch", "--touch-while-waiting"
-        ).facts
-    judge(case, facts, "returned_while_pinned", "seen_waiting", "touched_while_waiting")
-    for key in ("hung", "op", "content", "content_mapped"):
-        case.expect(key, facts[key])
+        facts = layout(guest, f"{mount.path}/a", "--op", operation, "--touch-while-waiting")
+    judge(
+        case, facts, "returned_while_pinned", "seen_waiting", "touched_while_waiting",
+        "blocks_pinned", "hung_in", "op", "content", "content_mapped", "pipe_kept",
+        blocks_pinned=facts["blocks_before"],
+    )  # fmt: skip
 
 
 @every_fs
@@ -240,7 +259,7 @@ def test_l12_storm(guest: Guest, case: Case, fs: str, pins: str) -> None:
         for key, value in facts.items():
             case.fact(key, value)
         case.prove("operations met pins and waited", facts["seen_waiting"] > 0)
-        for key in ("error", "mismatch", "hung_in", "hung", "content", "content_mapped"):
+        for key in ("error", "mismatch", "hung_in", "content", "content_mapped"):
             case.expect(key, facts[key])
         before = guest.run(f"sha256sum {file}").stdout
         left = remounted(guest, mount)

@@ -225,8 +225,9 @@ def test_n2_driver_unbound_under_a_mount(guest: Guest, case: Case, fs: str) -> N
             case.expect("outcome", outcome)
         # Whoever still has struct pages of the device is found by the unmount.
         done = guest.run(f"umount {mount.path}", timeout=8.0, check=False)
-        case.expect("umount", done.status, right=0)
-        case.expect("outcome", outcome)
+        with case.gathered():
+            case.expect("umount", done.status, right=0)
+            case.expect("outcome", outcome)
         guest.run(f"/bin/echo {device} > {driver}/bind")
         guest.run(f"mount -t {kind} -o dax=always {mount.namespace.device} {mount.path}")
         kept = guest.run(f"stat -c %s {mount.path}/a").stdout.strip()

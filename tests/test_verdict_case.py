@@ -170,12 +170,20 @@ def gather(case: Case, **seen: object) -> None:
                 raise KeyError(key)
 
 
+def nest(case: Case) -> None:
+    with case.gathered():
+        gather(case, map="OK")
+        case.expect("blocked", False)
+
+
 def test_gathered_mismatches_are_raised_as_one(tmp_path: Path) -> None:
     case = case_of(tmp_path)
     with pytest.raises(Mismatch, match=r"^map: .* seen OK; blocked: expected true, seen false$"):
         gather(case, map="OK", blocked=False)
     assert len(case.mismatches) == 2
     gather(case, map="EOPNOTSUPP")
+    with pytest.raises(Mismatch, match=r"^map: .* seen OK; blocked: expected true, seen false$"):
+        nest(case)
     with pytest.raises(Mismatch, match=r"^map: expected EOPNOTSUPP, seen OK$"):
         case.expect("map", "OK")
 

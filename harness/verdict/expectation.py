@@ -218,15 +218,16 @@ class Case:
         """Go on comparing after a mismatch; the end of the block raises all of them as one.
 
         For a row that some kernel is known to fail: what comes after the known mismatch is judged
-        as well.  The preconditions are proven before.
+        as well.  Preconditions are proven before.  Of blocks in each other the outermost raises.
         """
-        mismatches: list[str] = []
+        outer = self._gathered
+        mismatches: list[str] = [] if outer is None else outer
         self._gathered = mismatches
         try:
             yield
         finally:
-            self._gathered = None
-        if mismatches:
+            self._gathered = outer
+        if mismatches and outer is None:
             raise Mismatch("; ".join(mismatches))
 
     def prove(self, what: str, proven: bool, *, seen: Any = "", enable: str | None = None) -> None:

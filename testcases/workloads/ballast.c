@@ -103,7 +103,7 @@ void ballast_refill(const char *path, uint64_t physical)
 void ballast_check(const char *path)
 {
 	int fd = must_open(path, O_RDONLY);
-	struct model model = {.pages = pages_written};
+	struct model model = {.pages = pages_written, .patterns = MODEL_MAX};
 
 	for (int i = 0; i < pages_written; i++)
 		model_write(&model, i);

@@ -17,6 +17,7 @@
 
 #include "ballast.h"
 #include "fileop.h"
+#include "hang.h"
 #include "memory.h"
 #include "model.h"
 #include "nvh.h"
@@ -38,7 +39,7 @@ static struct {
 	bool munmap, close, touch;
 	double observe, end_deadline;
 	int fd, map_fd, slow;
-	uint64_t pinned_at; /* of the first pinned page, on the device */
+	uint64_t pinned_at; /* of the first page to pin, on the device */
 	char *map;
 	struct pin pins[MAX_PINS];
 	struct model model;
@@ -263,6 +264,27 @@ static void release_pins(void)
 	nvh_fact_bool("pipe_kept", kept);
 }
 
+/* Who still holds one of the pages; a pin that is gone must have given its reference back. */
+static const char *holder(void)
+{
+	static char text[64];
+
+	for (int i = 0; i < run.pin_count; i++) {
+		const struct pin *pin = &run.pins[i];
+		struct page_refs seen;
+
+		if (pin_holds(pin))
+			snprintf(text, sizeof(text), "page %d is pinned", run.pin_pages[i]);
+		else if (pin->refs_known && !pin_refs_restored(pin) && refcount_look(pin->pfn, &seen))
+			snprintf(text, sizeof(text), "page %d has %d references, %d of mappings", run.pin_pages[i],
+				 seen.refs, seen.mapcount);
+		else
+			continue;
+		return text;
+	}
+	return "no pin held";
+}
+
 static void wait_for_end(void)
 {
 	const struct pin *last = run.pin_count ? &run.pins[run.pin_count - 1] : NULL;
@@ -274,6 +296,7 @@ static void wait_for_end(void)
 		nvh_fact_bool("refs_restored", pin_refs_restored(last));
 	refs_fact("refs_after");
 	nvh_fact_bool("hung", !ended);
+	nvh_fact_str("hung_in", "none");
 	if (done) {
 		nvh_fact_errno("op", run.child.report->err);
 		nvh_fact_seconds("op_seconds", run.child.report->ended_at - run.child.report->started_at);
@@ -282,10 +305,7 @@ static void wait_for_end(void)
 		nvh_fact_str("op", ended ? "KILLED" : "HUNG");
 	}
 	if (!ended) {
-		struct sight sight;
-
-		if (watch_look(run.child.pid, &sight))
-			watch_facts("hung_", &sight);
+		hang_tell(fileop_kinds[run.op.kind], run.child.pid, holder());
 		nvh_fact_bool("dies_of_kill", fileop_kill(&run.child, run.end_deadline));
 	} else {
 		fileop_kill(&run.child, run.end_deadline);
@@ -294,8 +314,26 @@ static void wait_for_end(void)
 		fileop_model(&run.op, &run.model);
 }
 
+/* What the file holds, by read() or by a mapping.  The signal that ended a hung operation may have let it
+ * finish as well as abort it: then either is right. */
+static void content_fact(const char *key, int fd, bool mapped, bool or_done)
+{
+	struct model model = run.model;
+	const char *words = model_check(&model, fd, mapped);
+
+	if (or_done && strcmp(words, "OK") != 0) {
+		fileop_model(&run.op, &model);
+		if (!strcmp(model_check(&model, fd, mapped), "OK"))
+			words = "OK";
+		else
+			words = model_check(&run.model, fd, mapped);
+	}
+	nvh_fact_str(key, words);
+}
+
 static void content_facts(void)
 {
+	bool ended_by_us = !atomic_load(&run.child.report->done) && run.signal < 0;
 	struct stat st;
 	int fd;
 
@@ -305,8 +343,7 @@ static void content_facts(void)
 	}
 	if (run.op.kind == OP_UNLINK)
 		return;
-	/* The signal that ended a hung operation may have let it finish as well as abort it. */
-	if (!atomic_load(&run.child.report->done) && run.signal < 0) {
+	if (!run.child.reaped) { /* it does not even die */
 		nvh_fact_str("content", "not compared");
 		return;
 	}
@@ -314,8 +351,8 @@ static void content_facts(void)
 	if (fd < 0 || fstat(fd, &st))
 		nvh_bail("%s: %s", run.path, nvh_errname(errno));
 	nvh_fact_int("size_after", st.st_size);
-	nvh_fact_str("content", model_check(&run.model, fd, false));
-	nvh_fact_str("content_mapped", model_check(&run.model, fd, true));
+	content_fact("content", fd, false, ended_by_us);
+	content_fact("content_mapped", fd, true, ended_by_us);
 }
 
 static void parse(int argc, char **argv)
@@ -357,8 +394,9 @@ static void parse(int argc, char **argv)
 	if (run.op.kind == OP_UMOUNT)
 		nvh_usage("--op umount: the workload unmount does that");
 	run.signal = signal ? nvh_choice("signal", signal, signals) : -1;
-	if (run.kind != PIN_NONE)
-		parse_pin_pages(pin_page);
+	parse_pin_pages(pin_page);
+	if (run.kind == PIN_NONE)
+		run.pin_count = 0;
 	elsewhere = run.op.kind == OP_READ || run.op.kind == OP_WRITE;
 	half = run.op.kind == OP_COLLAPSE || run.op.kind == OP_INSERT;
 	run.op.at = pages_option("op-page", at, elsewhere ? run.pages - 1 : 0, run.pages);
@@ -392,8 +430,8 @@ int main(int argc, char **argv)
 	model_init(&run.model, run.pages);
 	if (run.refill_path) {
 		ballast_fill(run.refill_path);
-		nvh_step(run.pin_count && ballast_where(run.map_fd, run.pin_pages[0], &run.pinned_at),
-			 "the pinned page's block is known");
+		nvh_step(ballast_where(run.map_fd, run.pin_pages[0], &run.pinned_at), "the page's block is known");
+		nvh_fact_int("page_at", (long long)run.pinned_at);
 	}
 	if (!make_pins())
 		return nvh_end();

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "fileop.h"
+#include "hang.h"
 #include "memory.h"
 #include "model.h"
 #include "nvh.h"
@@ -316,31 +317,31 @@ static void *weather(void *arg)
 /* Who is where; and the blocked tasks' stacks into the kernel's log, by sysrq. */
 static void tell_hung(void)
 {
-	char all[2048] = "", held[256] = "no pin held", in[256] = "elsewhere";
+	char all[2048] = "", held[256] = "no pin held", in[512] = "";
 	size_t used = 0;
-	FILE *sysrq = fopen("/proc/sysrq-trigger", "we");
 
-	if (sysrq && (fputs("w", sysrq) < 0 || fclose(sysrq)))
-		nvh_note("no sysrq");
+	hang_sysrq();
 	for (int i = 0; i < run.threads; i++) {
-		const char *doing = atomic_load(&run.thread[i].doing), *where;
 		int page = atomic_load(&run.thread[i].pinned);
-		struct sight sight;
 
 		if (page >= 0)
 			snprintf(held, sizeof(held), "thread %d holds page %d", i, page);
+	}
+	for (int i = 0; i < run.threads; i++) {
+		const char *doing = atomic_load(&run.thread[i].doing), *where;
+		struct sight sight;
+
 		if (!strcmp(doing, "done") || !watch_look(atomic_load(&run.thread[i].tid), &sight))
 			continue;
 		where = watch_layout_break(&sight);
-		if (where)
-			snprintf(in, sizeof(in), "%s in %s", doing, where);
+		if (where || !*in)
+			hang_words(in, sizeof(in), doing, &sight, held);
 		nvh_note("thread %d in %s: %c %s", i, doing, sight.state, sight.stack);
 		if (used < sizeof(all))
 			used += (size_t)snprintf(all + used, sizeof(all) - used, "%s%d %s %c %s", used ? "; " : "", i,
 						 doing, sight.state, where ? where : sight.wchan);
 	}
 	nvh_fact_str("hung_threads", all);
-	snprintf(in + strlen(in), sizeof(in) - strlen(in), ", %s", held);
 	nvh_fact_str("hung_in", in);
 }
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "fileop.h"
+#include "hang.h"
 #include "memory.h"
 #include "model.h"
 #include "nvh.h"
@@ -19,10 +20,8 @@
 #define PAGES 16
 #define PINNED 3
 
-/* How long each child is watched while the page is pinned, and how long it has afterwards. */
-#define OBSERVE_SECONDS 3.0
-#define END_SECONDS 20.0
-
+/* Seconds: how long each child is watched while the page is pinned, and how long it has afterwards. */
+static double observe = 3, end_deadline = 20;
 static struct pin pin;
 static struct fileop_child unlinking, unmounting;
 
@@ -69,7 +68,7 @@ static void start(struct fileop_child *child, enum fileop_kind kind, const char 
 
 	if (!fileop_start(child, &op, false))
 		nvh_bail("no child for %s", fileop_kinds[kind]);
-	waiting_watch(&waiting, child, &pin, OBSERVE_SECONDS);
+	waiting_watch(&waiting, child, &pin, observe);
 	waiting_facts(prefix, &waiting);
 	nvh_step(true, "%s: %s", fileop_kinds[kind], outcome(child));
 }
@@ -79,7 +78,7 @@ static void release(void)
 {
 	size_t size = memory_page();
 	char *page = malloc(size), seen[32] = "nothing";
-	int err = pin_release(&pin, page, END_SECONDS);
+	int err = pin_release(&pin, page, end_deadline);
 
 	nvh_step(!err, "pin released: %s", nvh_errname(err));
 	if (!err)
@@ -90,16 +89,13 @@ static void release(void)
 	free(page);
 }
 
-static bool wait_for(struct fileop_child *child, const char *prefix)
+static bool wait_for(struct fileop_child *child, const char *doing)
 {
-	struct sight sight;
-
-	if (fileop_wait(child, END_SECONDS)) {
-		fileop_kill(child, END_SECONDS);
+	if (fileop_wait(child, end_deadline)) {
+		fileop_kill(child, end_deadline);
 		return true;
 	}
-	if (watch_look(child->pid, &sight))
-		watch_facts(prefix, &sight);
+	hang_tell(doing, child->pid, pin_holds(&pin) ? "the page is pinned" : "no pin held");
 	fileop_kill(child, 1);
 	return false;
 }
@@ -108,32 +104,37 @@ static bool wait_for(struct fileop_child *child, const char *prefix)
 static void unmount_again(const char *mount)
 {
 	struct fileop op = {.kind = OP_UMOUNT, .path = mount, .fd = -1};
-	double until = nvh_now() + END_SECONDS;
+	double until = nvh_now() + end_deadline;
 
 	while (atomic_load(&unmounting.report->done) && unmounting.report->err == EBUSY && nvh_now() < until) {
 		nvh_sleep(0.05);
 		if (!fileop_start(&unmounting, &op, false))
 			nvh_bail("no child for umount");
-		if (!wait_for(&unmounting, "hung_umount_"))
+		if (!wait_for(&unmounting, "umount"))
 			return;
 	}
 }
 
 int main(int argc, char **argv)
 {
-	const char *path = NULL, *mount = NULL;
+	const char *path = NULL, *mount = NULL, *observe_text = "3", *end_text = "20";
 	bool unlinks = false, ended = true;
 	const struct nvh_option options[] = {
 		{"file", &path, NULL, "the file to make and pin"},
 		{"mount", &mount, NULL, "where its file system is mounted"},
 		{"unlink", NULL, &unlinks, "unlink the file before the unmount"},
+		{"observe", &observe_text, NULL, "seconds to watch while pinned until it is seen waiting (default 3)"},
+		{"end-deadline", &end_text, NULL, "seconds that unlink and unmount have once the pin is gone (default 20)"},
 		{NULL, NULL, NULL, NULL},
 	};
 
 	nvh_options(argc, argv, "Unmount a file system while a page of a file that nobody has open is pinned.", options);
 	if (!path || !mount)
 		nvh_usage("--file PATH and --mount DIR are needed");
+	observe = nvh_number("observe", observe_text, 1, 3600);
+	end_deadline = nvh_number("end-deadline", end_text, 1, 3600);
 	nvh_begin("unmount");
+	nvh_fact_str("hung_in", "none");
 	if (!pin_page_of(path))
 		return nvh_end();
 	if (unlinks) {
@@ -145,10 +146,10 @@ int main(int argc, char **argv)
 	nvh_fact_bool("unmounted_while_pinned", !strcmp(outcome(&unmounting), "OK"));
 	release();
 	if (unlinks) {
-		ended = wait_for(&unlinking, "hung_unlink_");
+		ended = wait_for(&unlinking, "unlink");
 		nvh_fact_str("unlink", outcome(&unlinking));
 	}
-	if (wait_for(&unmounting, "hung_umount_"))
+	if (wait_for(&unmounting, "umount"))
 		unmount_again(mount);
 	else
 		ended = false;
