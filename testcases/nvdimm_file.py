@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.guest import Guest, NamespaceInfo
 
 _PAGE = 4096
+_CHUNK = 4 << 20
 
 
 def places(guest: Guest, namespace: NamespaceInfo, page: bytes) -> list[int]:
@@ -35,8 +36,8 @@ def page_of(guest: Guest, device: str) -> bytes:
 def _find(file: Path, page: bytes) -> Iterator[int]:
     with file.open("rb") as opened:
         for begin, end in _written(opened.fileno()):
-            for at in range(begin - begin % _PAGE, end, 1 << 22):
-                words = os.pread(opened.fileno(), 1 << 22, at)
+            for at in range(begin, end, _CHUNK):
+                words = os.pread(opened.fileno(), min(_CHUNK, end - at), at)
                 found = words.find(page)
                 while found >= 0:
                     yield at + found
