@@ -51,10 +51,19 @@ def slow_device(
     """
     if guest.run(_DM_DELAY.format(milliseconds=milliseconds), check=False).status == 0:
         return SlowDevice("/dev/mapper/nvh-slow", "/dev/ram0")
-    if not with_data and guest.run(_NULL_BLK, check=False, timeout=60.0).status == 0:
-        return SlowDevice("/dev/nullb0", None)
+    if not with_data:
+        return null_blk(guest, case, otherwise="CONFIG_BLK_DEV_RAM=m CONFIG_DM_DELAY=m or ")
     return case.skip(
-        "the kernel has no slow block device",
-        enable="set CONFIG_BLK_DEV_RAM=m CONFIG_DM_DELAY=m"
-        + ("" if with_data else " or CONFIG_BLK_DEV_NULL_BLK=m"),
+        "the kernel has no slow block device", enable="set CONFIG_BLK_DEV_RAM=m CONFIG_DM_DELAY=m"
     )
+
+
+def null_blk(guest: Guest, case: Case, *, otherwise: str = "") -> SlowDevice:
+    """Return one that ends its I/O in a timer's interrupt, not in a task as dm-delay does.
+
+    It takes a quarter of a minute to appear.
+    """
+    if guest.run(_NULL_BLK, check=False, timeout=60.0).status == 0:
+        return SlowDevice("/dev/nullb0", None)
+    enable = f"set {otherwise}CONFIG_BLK_DEV_NULL_BLK=m"
+    return case.skip("the kernel has no slow block device", enable=enable)

@@ -20,7 +20,7 @@ from testcases.filesystems import (
 )
 from testcases.layout_steps import deadlines, judge, layout, prove_reuse
 from testcases.nvdimm_file import page_of, places
-from testcases.slow_device import slow_device
+from testcases.slow_device import null_blk, slow_device
 
 OPERATIONS = ("truncate", "punch", "collapse", "insert", "zero")
 
@@ -119,6 +119,22 @@ def test_l5_operation_ends_with_the_io(
         case, facts, "returned_while_pinned", "seen_waiting", "state", "blocks_pinned", "hung_in",
         "op", "content", "content_mapped", blocks_pinned=facts["blocks_before"],
     )  # fmt: skip
+
+
+def test_l5_operations_end_with_the_io_of_null_blk(guest: Guest, case: Case) -> None:
+    """As above, for I/O that ends in an interrupt."""
+    slow = null_blk(guest, case)
+    with case.gathered():
+        for fs, operation in zip(NAMES, ("truncate", "punch"), strict=True):
+            with dax_mount(guest, case, fs) as mount:
+                facts = layout(
+                    guest, f"{mount.path}/a", "--op", operation,
+                    "--pin", "odirect-read", "--slow", slow.path, "--pin-page", "3,9",
+                )  # fmt: skip
+            judge(
+                case, facts, "returned_while_pinned", "seen_waiting", "state", "blocks_pinned",
+                "hung_in", "op", "content", "content_mapped", blocks_pinned=facts["blocks_before"],
+            )  # fmt: skip
 
 
 @every_fs

@@ -188,6 +188,20 @@ def test_gathered_mismatches_are_raised_as_one(tmp_path: Path) -> None:
         case.expect("map", "OK")
 
 
+def test_what_is_wrong_counts_more_than_what_is_not_proven(tmp_path: Path) -> None:
+    case = case_of(tmp_path)
+    with pytest.raises(Mismatch), case.gathered():
+        gather_and_prove(case, "OK")
+    with pytest.raises(NotProven), case.gathered():
+        gather_and_prove(case, "EOPNOTSUPP")
+
+
+def gather_and_prove(case: Case, seen: str) -> None:
+    with case.gathered():
+        case.expect("map", seen)
+        case.prove("x", False)
+
+
 def test_a_fault_in_a_gathering_block_is_its_own(tmp_path: Path) -> None:
     case = case_of(tmp_path)
     with pytest.raises(KeyError):

@@ -225,6 +225,10 @@ class Case:
         self._gathered = mismatches
         try:
             yield
+        except NotProven:
+            # What was seen to be wrong counts for more than what could not be seen.
+            if not mismatches or outer is not None:
+                raise
         finally:
             self._gathered = outer
         if mismatches and outer is None:
