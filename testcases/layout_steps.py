@@ -22,7 +22,7 @@ def deadlines(guest: Guest) -> tuple[str, ...]:
     """
     seconds = {
         "observe": 1 * guest.scale,
-        "end-deadline": 2 + 6 * guest.scale,
+        "end-deadline": 2 + 4 * guest.scale,
         # All of the above for each pin, and for an operation that does not die.
         "deadline": 50 * guest.scale,
     }
