@@ -1,7 +1,7 @@
 """Guests for tests: a fresh clone for each, a cold boot or a shared guest where one is asked for.
 
-The next clone is started, and its SSH session opened, while a test still runs, so that a test
-rarely waits.  A clone is handed out once and killed afterwards.
+The next clone is started, and its SSH session opened, while a test still runs and a core and memory
+are free, so that a test rarely waits.  A clone is handed out once and killed afterwards.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import itertools
 import logging
 import os
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import process, rundir
-from harness.errors import HarnessError, UsageError
+from harness import cores, process, rundir
+from harness.errors import GuestLost, HarnessError, UsageError
 from harness.guest import Guest
 from harness.guest import template as templates
 from harness.guest.boot import Recipe, booted
@@ -52,17 +53,26 @@ Keep = Callable[[Guest, Callable[[], None]], bool]
 
 
 class _Warm:
-    """A clone on its way, or ready."""
+    """A clone on its way, or ready; one that nobody waits for yet starts when a core is free."""
 
-    def __init__(self, template: Template, folder: Path, starter: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, template: Template, folder: Path, starter: ThreadPoolExecutor, *, ahead: bool
+    ) -> None:
         self.template = template
         self.folder = folder
         self.stack = contextlib.ExitStack()
         self._vm: Vm | None = None  # its QEMU, as soon as that runs
         self._unwanted = False
+        self._waited_for = threading.Event()
+        if not ahead:
+            self._waited_for.set()
         self.guest: Future[Guest] = starter.submit(self._start)
 
     def _start(self) -> Guest:
+        if not self._waited_for.is_set():
+            cores.wait_for_room(self._waited_for.wait)
+        if self._unwanted:
+            raise GuestLost("nobody wants it any more")
         clone = cloned(self.template, self.folder, started=self._started)
         return self.stack.enter_context(clone)
 
@@ -73,6 +83,7 @@ class _Warm:
 
     def wait(self) -> BaseException | None:
         """Wait until the clone is up; return what is wrong with it."""
+        self._waited_for.set()
         try:
             return self.guest.exception() or self.guest.result().vm.death()
         except BaseException:  # an interrupt: nobody else knows of it
@@ -82,6 +93,7 @@ class _Warm:
     def throw_away(self, *, keep: bool = False) -> None:
         """End it at once, however far it has come; what it left to read goes too."""
         self._unwanted = True
+        self._waited_for.set()
         self.guest.cancel()
         if self._vm is not None:
             process.end(self._vm.child, grace=0)  # whoever waits for it gives up
@@ -276,15 +288,15 @@ class GuestPool:
                 return kept
             log.warning("a clone failed before its test: %s (%s)", trouble, kept.folder)
             kept.throw_away(keep=True)
-        fresh = self._start(template)
+        fresh = self._start(template, ahead=False)
         trouble = fresh.wait()
         if trouble is not None:
             fresh.throw_away(keep=True)
             raise name_logs(trouble, fresh.folder)
         return fresh
 
-    def _start(self, template: Template) -> _Warm:
-        return _Warm(template, self._new_folder(), self._starter)
+    def _start(self, template: Template, *, ahead: bool) -> _Warm:
+        return _Warm(template, self._new_folder(), self._starter, ahead=ahead)
 
     def _refill(self, then: Wish | None) -> None:
         """Start what comes next, if its template is there; what nobody will ask for goes."""
@@ -299,7 +311,7 @@ class GuestPool:
             # Guests take their memory as they touch it: what runs already is counted as well.
             if budget(template.recipe.machine.memory) <= len(self._warm) + 1:
                 break
-            self._warm.append(self._start(template))
+            self._warm.append(self._start(template, ahead=True))
 
     def _recipe(self, wish: Wish) -> Recipe:
         machine = self._lab.find_machine(wish.machine) if wish.machine else None

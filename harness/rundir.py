@@ -40,6 +40,16 @@ def _base() -> Path:
     raise HostError(f"neither {names} has 1 GiB free for a guest", hint="free space or set TMPDIR")
 
 
+def room() -> int:
+    """Return for how many guests at once the host has room for files, wherever they can be."""
+    free: dict[int, int] = {}
+    for folder in _candidates():
+        with contextlib.suppress(OSError):
+            if os.access(folder, os.W_OK):
+                free[folder.stat().st_dev] = shutil.disk_usage(folder).free
+    return sum(size // ROOM for size in free.values())
+
+
 @functools.cache
 def _tell(line: str) -> None:
     """Say something about the host once, not for each guest."""

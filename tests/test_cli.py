@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import paths, pool
+from harness import paths, pool, rundir
 from harness.cli import main
 from harness.lab import Lab, Options
 from harness.report.results import ResultsDir
@@ -401,12 +401,27 @@ def test_memory_and_cores_limit_how_many_tests_run_at_once(
     """A test takes two guests: its own, and the one that gets ready behind it."""
     one = Lab(Options()).machine.memory + pool.OVERHEAD
     monkeypatch.setattr(pool, "memory_available", lambda: guests * one)
+    monkeypatch.setattr(rundir, "room", lambda: 99)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     said = nvh("test", "-k", "V3", "-n", asked, "--dry-run")
     assert said.code == 0
     assert "".join(line for line in said.err.splitlines(True) if line[0] != "[") == told
     command = said.out.partition("--nvh-results=")[2].partition(" ")[2]
     assert command.startswith(f"{workers}--dist worksteal " if workers else "/")
+
+
+def test_room_for_files_limits_how_many_tests_run_at_once(
+    nvh: Nvh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "memory_available", lambda: 1 << 40)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    for room, possible in ((0, "1 test"), (1, "1 test"), (3, "3 tests")):
+        monkeypatch.setattr(rundir, "room", lambda room=room: room)
+        said = nvh("test", "-k", "V3", "-n", "4", "--dry-run")
+        words = "files of guests have no room, 1 GiB each"
+        assert f"nvh: {possible} at once instead of 4: {words}\n" in said.err
+    monkeypatch.setattr(rundir, "room", lambda: 4)
+    assert "instead" not in nvh("test", "-k", "V3", "-n", "4", "--dry-run").err
 
 
 def test_the_list_names_rows_in_order_with_their_sources(nvh: Nvh) -> None:

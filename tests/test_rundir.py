@@ -156,3 +156,16 @@ def test_room_in_memory_is_not_worth_a_word(
     with rundir.rundir() as folder:
         assert folder.parent == tmp_path
     assert not caplog.records
+
+
+def test_room_is_counted_once_for_each_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shm").mkdir()
+    monkeypatch.setattr(rundir, "_candidates", lambda: [tmp_path / "shm", tmp_path])
+    usage = SimpleNamespace(free=rundir.ROOM * 7 // 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert rundir.room() == 3
+    monkeypatch.setattr(rundir, "_candidates", lambda: [tmp_path / "gone", Path("/proc")])
+    usage.free = 0
+    assert rundir.room() == 0

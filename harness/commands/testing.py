@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import paths, ui
+from harness import paths, rundir, ui
 from harness.errors import EXIT_OK, EXIT_USAGE, HarnessError, UsageError
 from harness.guest import template as templates
 from harness.guest.boot import Recipe
@@ -163,7 +163,7 @@ _A_CORE = 4
 
 
 def _workers(asked: str, memory: int) -> int:
-    """Return how many tests run at once: no more than memory and cores carry, for auto two a core.
+    """Return how many tests run at once, for auto two a core: no more than the host carries.
 
     Tests wait more than they compute: for transfers, for pins to end, for deadlines.  With more
     than a few a core they miss the latter.
@@ -172,11 +172,15 @@ def _workers(asked: str, memory: int) -> int:
         raise UsageError(f"-n {asked}: neither a number from 1 on nor auto")
     cores = len(os.sched_getaffinity(0))
     wanted = 2 * cores if asked == "auto" else int(asked)
-    # Each worker has a guest under test and one that is getting ready.
-    by_memory, by_cores = max(1, budget(memory) // 2), _A_CORE * cores
-    possible = min(by_memory, by_cores)
+    possible, why = min(
+        # Each worker has a guest under test and one that is getting ready.
+        (max(1, budget(memory) // 2), "memory is short"),
+        # A clone's RAM and NVDIMMs are in memory; those of a guest that is booted are files.
+        (max(1, rundir.room()), "files of guests have no room, 1 GiB each"),
+        (_A_CORE * cores, f"{_A_CORE} a core is the most"),
+        key=lambda limit: limit[0],
+    )
     if possible < wanted:
-        why = "memory is short" if by_memory <= by_cores else f"{_A_CORE} a core is the most"
         ui.terminal.print(f"nvh: {counted(possible)} at once instead of {wanted}: {why}")
     return min(wanted, possible)
 

@@ -1,0 +1,48 @@
+"""Whether this process's guests leave the host's cores anything to spare."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+#: How long the guests are looked at, in seconds.
+SAMPLE = 0.1
+
+
+def share() -> float:
+    """Return how many cores are this process's: under xdist the workers share them evenly."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return len(os.sched_getaffinity(0)) / max(1, workers)
+
+
+def demand() -> float:
+    """Return for how long this process's children have computed or waited to, in seconds.
+
+    What waits for a core counts: on a host that is full a guest would else seem idle.  A kernel
+    that does not tell (CONFIG_SCHED_INFO, CONFIG_PROC_CHILDREN) seems to have cores to spare.
+    """
+    nanoseconds = 0
+    for children in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread, or a child, that has just ended
+            for child in children.read_text().split():
+                for thread in Path(f"/proc/{child}/task").glob("*/schedstat"):
+                    computed, waited, _ = thread.read_text().split()
+                    nanoseconds += int(computed) + int(waited)
+    return nanoseconds / 1e9
+
+
+def wait_for_room(until: Callable[[float], bool]) -> None:
+    """Wait until half a core, or half of a smaller share, is free of this process's guests.
+
+    ``until`` waits for some seconds and returns whether there is nothing more to wait for.
+    """
+    most = max(share() - 0.5, share() / 2)
+    begun, before = time.monotonic(), demand()
+    while not until(SAMPLE):
+        now, wanted = time.monotonic(), demand()
+        if wanted - before <= most * (now - begun):
+            return
+        begun, before = now, wanted
