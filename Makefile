@@ -51,7 +51,7 @@ soak: workloads ## run the whole catalogue 20 times and name each verdict that d
 	@$(bin)/python -m benchmarks.soak $(ARGS)
 
 reliability: workloads ## play every fault once; docs/reliability.md tells verdicts and seconds
-	@$(bin)/python -m benchmarks.reliability
+	@$(bin)/python -m benchmarks.reliability $(ARGS)
 
 clean: ## remove what was built here; results and the user's image cache stay
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

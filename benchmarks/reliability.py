@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,33 +79,62 @@ def page(rows: Sequence[Sequence[Any]], head: str, scale: float) -> str:
     return "".join(lines)
 
 
+def other_kernels(rows: Mapping[str, Sequence[Sequence[Any]]]) -> str:
+    """Return the page's part on further kernels: the faults' rows of each."""
+    played = {name: {str(row[0]): row for row in rows[name]} for name in rows}
+    faults = list(dict.fromkeys(fault for one in played.values() for fault in one))
+    lines = [f"\nGuests' faults on {'; on '.join(rows)}, verdict and seconds:\n\n"]
+    lines += [f"| fault | {' | '.join(rows)} |\n", f"| ---{' | ---' * len(rows)} |\n"]
+    for fault in faults:
+        cells = [one_line(fault)]
+        for one in played.values():
+            row = one.get(fault)  # a test that fails notes none
+            told = f"{str(row[1]).partition(':')[0]} {row[2]:.1f}" if row else "another verdict"
+            cells.append(told)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n")
+    return "".join(lines)
+
+
+def _played(tests: Sequence[str], kernel: str | None) -> tuple[int, list[list[Any]]]:
+    """Run tests that play faults; return pytest's status and what they noted."""
+    chosen = {"NVH_KERNEL": kernel} if kernel else {}
+    with tempfile.TemporaryDirectory(prefix="nvh-") as folder:
+        noted = Path(folder) / "rows"
+        noted.touch()
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"],
+            cwd=paths.source_tree(),
+            env={**os.environ, **chosen, "NVH_RELIABILITY": str(noted)},
+            check=False,
+        )
+        return done.returncode, [json.loads(line) for line in noted.read_text().splitlines()]
+
+
 def main() -> int:
     """Play the faults; the exit code is that of the tests, which do not judge the seconds."""
-    argparse.ArgumentParser(
-        prog="python -m benchmarks.reliability", description=__doc__
-    ).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=__doc__)
+    parser.add_argument(
+        "--also", metavar="K", action="append", default=[], help="a further kernel, guests' faults"
+    )
     try:
-        return _run()
+        return _run(parser.parse_args().also)
     except HarnessError as error:
         return ui.complain(error)
 
 
-def _run() -> int:
+def _run(also: Sequence[str]) -> int:
     root = paths.source_tree()
     with ui.progress() as shown, tempfile.TemporaryDirectory(prefix="nvh-") as folder:
         lab = Lab(Options(accel=ACCEL), say=shown.say)
         about = lab.properties()
         shown.say(f"{CLONES} clones and {BOOTS} boots in which nothing happens")
         alarms = false_alarms(lab, Path(folder))
-    with tempfile.TemporaryDirectory(prefix="nvh-") as folder:
-        noted = Path(folder) / "rows"
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *TESTS, *MORE, "-q", "-p", "no:cacheprovider"],
-            cwd=root,
-            env={**os.environ, "NVH_RELIABILITY": str(noted)},
-            check=False,
-        )
-        rows = [json.loads(line) for line in noted.read_text().splitlines()]
+    status, rows = _played([*TESTS, *MORE], None)
+    others: dict[str, list[list[Any]]] = {}
+    for kernel in also:
+        failed, noted = _played(TESTS[:1], kernel)
+        others[Lab(Options(kernel=kernel, accel=ACCEL)).kernel.release] = noted
+        status = status or failed
     head = _HEAD.format(
         tests=", ".join(f"`{test}`" for test in TESTS),
         when=time.strftime("%Y-%m-%d"),
@@ -118,9 +147,10 @@ def _run() -> int:
     told = f"; of {len(alarms)} something was said:" if alarms else ": not one false alarm."
     lines = [f"\n{CLONES} clones and {BOOTS} cold boots in which nothing happens{told}\n"]
     lines += [f"\n* {one_line(alarm, 200)}\n" for alarm in alarms]
+    lines += [other_kernels(others)] if others else []
     target.write_text(page(rows, head, deadline_scale(ACCEL)) + "".join(lines))
     print(f"written to {target}")
-    return done.returncode or int(bool(alarms))
+    return status or int(bool(alarms))
 
 
 if __name__ == "__main__":

@@ -100,3 +100,19 @@ def test_the_page_of_faults_says_which_came_too_late() -> None:
     assert lines[1] == "| a fault | FAIL: a\\|b c | 2.0 | 15 |"
     assert lines[2].endswith("| 16.0 | 15 MISSED |")
     assert lines[3].endswith("| 1.0 | - |")
+
+
+def test_other_kernels_stand_beside_each_other() -> None:
+    rows = {
+        "6.1.1": [["a panic", "FAIL: it | panicked", 1.25, 5]],
+        "7.2.0": [["a hang", "MISS", 3.0, 5]],
+    }
+    assert reliability.other_kernels(rows).splitlines() == [
+        "",
+        "Guests' faults on 6.1.1; on 7.2.0, verdict and seconds:",
+        "",
+        "| fault | 6.1.1 | 7.2.0 |",
+        "| --- | --- | --- |",
+        "| a panic | FAIL 1.2 | another verdict |",
+        "| a hang | another verdict | MISS 3.0 |",
+    ]
