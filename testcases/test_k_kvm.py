@@ -101,16 +101,32 @@ def test_k3_memory_is_truncated(guest: Guest, case: Case, fs: str, how: str) -> 
             case.expect("references left", left, right=0)
 
 
-def test_k4_device_dax_references_come_back(guest: Guest, case: Case) -> None:
-    """KVM leaves no reference behind."""
-    source = f"dax:{guest.namespace('devdax2m').device}"
-    facts = run_vm(guest, case, "--source", source)
+def expect_no_reference(case: Case, facts: dict[str, Any]) -> None:
+    """Expect that KVM took no reference, neither while the VM was there nor after it."""
     case.expect("exit", facts["exit"])
     case.prove(
         "the reference count can be read", "refs_before" in facts,
         seen=facts.get("refcount_missing", ""), enable="set CONFIG_KPROBE_EVENTS=y",
     )  # fmt: skip
+    case.expect("references of a VM", facts["refs_running"], right=facts["refs_before"])
     case.expect("references after", facts["refs_after"], right=facts["refs_before"])
+
+
+def test_k4_device_dax_references_come_back(guest: Guest, case: Case) -> None:
+    """KVM leaves no reference behind."""
+    source = f"dax:{guest.namespace('devdax2m').device}"
+    expect_no_reference(case, run_vm(guest, case, "--source", source))
+
+
+@pytest.mark.parametrize("fs", NAMES)
+def test_k4_fsdax_references_come_back(guest: Guest, case: Case, fs: str) -> None:
+    """A DAX file may be a VM's memory, for KVM does not pin it, and is free when the VM ends."""
+    with dax_mount(guest, case, fs) as mount:
+        facts = run_vm(guest, case, "--source", f"file:{mount.path}/a")
+        case.prove("the file is DAX", facts["dax"])
+        expect_no_reference(case, facts)
+        done = guest.run(f"truncate -s 0 {mount.path}/a", timeout=10.0, check=False)
+        case.expect("truncate", "OK" if done.status == 0 else done.stderr.strip())
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,24 @@ def test_v1_anonymous_memory(guest: Guest, case: Case, container: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
+    [("--dma", "r"), ("--dma", "r", "--touch", "read"), ("--touch", "write", "--fork")],
+    ids=["untouched", "read", "forked"],
+)
+def test_v1_private_memory(guest: Guest, case: Case, options: tuple[str, ...]) -> None:
+    """The process writes to private pages once they are pinned: the device sees those very pages.
+
+    Before, each was none, or the zero page; or a child has come to share them.
+    """
+    seen = observe(guest, case, "vfio_map", "--source", "anon-private", "--dma-test", *options)
+    for what in ("map", "device_read", "unmap"):
+        case.expect(what, seen[what])
+    if "--fork" in options:
+        case.expect("device_write", seen["device_write"])
+    case.expect("memory given back (KiB)", seen["locked_after"], right=seen["locked_before"])
+
+
+@pytest.mark.parametrize(
+    "options",
     [("--prot", "r"), ("--prot", "none"), ("--unmapped",)],
     ids=["read-only", "no-access", "unmapped"],
 )
@@ -87,10 +105,11 @@ def test_v7_shared_memory(guest: Guest, case: Case, source: str) -> None:
     case.expect("huge pages free at the end", free, right=pages)
 
 
+@pytest.mark.kernel_args("secretmem.enable=1")
 def test_v7_secret_memory(guest: Guest, case: Case) -> None:
     """Pages of memfd_secret are out of the kernel's own reach and must not be pinned."""
     seen = observe(guest, case, "vfio_map", "--source", "secret")
     if seen["mmap"] == "ENOSYS":
-        case.skip("the kernel has no memfd_secret", enable="boot with secretmem.enable=1 (v5.14)")
+        case.skip("the kernel has no memfd_secret", enable="set CONFIG_SECRETMEM=y (v5.14)")
     case.expect("secret", seen["map"])
-    case.expect("locked memory (KiB)", seen["locked_after"], right=seen["locked_before"])
+    expect_refused(case, seen)

@@ -197,11 +197,12 @@ void vfio_close(struct vfio *vfio)
 	vfio->container = -1;
 }
 
-static int ioas_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, bool write)
+static int ioas_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, unsigned int access)
 {
 	struct iommu_ioas_map map = {
 		.size = sizeof(map),
-		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | (write ? IOMMU_IOAS_MAP_WRITEABLE : 0),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | (access & VFIO_DMA_READ ? IOMMU_IOAS_MAP_READABLE : 0) |
+			 (access & VFIO_DMA_WRITE ? IOMMU_IOAS_MAP_WRITEABLE : 0),
 		.ioas_id = vfio->ioas,
 		.user_va = (uintptr_t)addr,
 		.length = size,
@@ -225,22 +226,28 @@ static int ioas_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uin
 	return err;
 }
 
-int vfio_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, bool write)
+int vfio_map_for(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, unsigned int access)
 {
 	struct vfio_iommu_type1_dma_map map = {
 		.argsz = sizeof(map),
-		.flags = VFIO_DMA_MAP_FLAG_READ | (write ? VFIO_DMA_MAP_FLAG_WRITE : 0),
+		.flags = (access & VFIO_DMA_READ ? VFIO_DMA_MAP_FLAG_READ : 0) |
+			 (access & VFIO_DMA_WRITE ? VFIO_DMA_MAP_FLAG_WRITE : 0),
 		.vaddr = (uintptr_t)addr,
 		.iova = iova,
 		.size = size,
 	};
 
 	if (vfio->backend == VFIO_BACKEND_IOMMUFD)
-		return ioas_map(vfio, addr, iova, size, write);
+		return ioas_map(vfio, addr, iova, size, access);
 	return ioctl(vfio->container, VFIO_IOMMU_MAP_DMA, &map) < 0 ? errno : 0;
 }
 
-int vfio_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped)
+int vfio_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, bool write)
+{
+	return vfio_map_for(vfio, addr, iova, size, VFIO_DMA_READ | (write ? VFIO_DMA_WRITE : 0));
+}
+
+int vfio_try_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped)
 {
 	struct vfio_iommu_type1_dma_unmap unmap = {.argsz = sizeof(unmap), .iova = iova, .size = size};
 	int err;
@@ -251,6 +258,13 @@ int vfio_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *
 		err = ioctl(vfio->container, VFIO_IOMMU_UNMAP_DMA, &unmap) < 0 ? errno : 0;
 		*unmapped = err ? 0 : unmap.size;
 	}
+	return err;
+}
+
+int vfio_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped)
+{
+	int err = vfio_try_unmap(vfio, iova, size, unmapped);
+
 	/* Nothing was there: type1 says so by the size alone, and compat since afb47765f923 (v6.18). */
 	return err == ENOENT && vfio->backend >= VFIO_BACKEND_COMPAT ? 0 : err;
 }

@@ -51,11 +51,19 @@ void vfio_close_device(struct vfio *vfio);
 /* VFIO_IOMMU_MAP_DMA or IOMMU_IOAS_MAP, readable by the device and, with write, writable; returns 0 or errno. */
 int vfio_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, bool write);
 
+/* As vfio_map(), for any access or none by the device. */
+#define VFIO_DMA_READ 0x1
+#define VFIO_DMA_WRITE 0x2
+int vfio_map_for(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, unsigned int access);
+
 /*
  * VFIO_IOMMU_UNMAP_DMA or IOMMU_IOAS_UNMAP; *unmapped is the size that the kernel says it unmapped.
  * Returns 0 or errno; where nothing was mapped 0, and *unmapped is 0.
  */
 int vfio_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped);
+
+/* As vfio_unmap(), but an error is told as it is, also where nothing was mapped. */
+int vfio_try_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped);
 
 /* The bits of PCI_COMMAND that workloads turn on and off. */
 #define VFIO_MEMORY 0x2

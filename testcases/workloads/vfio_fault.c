@@ -1,7 +1,7 @@
 /*
  * Device accesses that the IOMMU must block (V18): a write through a read-only mapping, also where a
- * writable one was before, and any access after unmap.  A blocked access shows only in what did not
- * arrive and in the kernel log.
+ * writable one was before, and any access after unmap, when other memory may be there.  A blocked access
+ * shows only in what did not arrive and in the kernel log.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -19,22 +19,25 @@
 /* Bytes of a forbidden access; it crosses from the first page into the second. */
 #define ATTEMPT 1000
 
-enum { CASE_READ_ONLY, CASE_DOWNGRADE, CASE_AFTER_UNMAP };
+enum { CASE_READ_ONLY, CASE_DOWNGRADE, CASE_AFTER_UNMAP, CASE_REMAP };
 
-static const char *const case_words[] = {"read-only", "downgrade", "after-unmap", NULL};
+static const char *const case_words[] = {"read-only", "downgrade", "after-unmap", "remap", NULL};
 
 static const char *device;
 static const char *case_text = "read-only";
 static const char *source_text = "anon";
 static const char *size_text = "64K";
 static const char *iova_text = "0x4000000";
+static const char *type_text = "type1v2";
 
 static const struct nvh_option options[] = {
 	{"device", &device, NULL, "PCI address of an edu that is bound to vfio-pci"},
-	{"case", &case_text, NULL, "read-only, downgrade (writable, used, unmapped, then read-only), after-unmap"},
+	{"case", &case_text, NULL, "read-only, downgrade (writable, used, unmapped, then read-only), after-unmap, "
+				   "remap (used, unmapped, then other memory at the same IOVA)"},
 	{"source", &source_text, NULL, SOURCE_HELP " (default anon)"},
 	{"size", &size_text, NULL, "bytes to map (default 64K)"},
 	{"iova", &iova_text, NULL, "where the device sees it (default 64 MiB)"},
+	{"type", &type_text, NULL, VFIO_BACKEND_HELP},
 	{0},
 };
 
@@ -131,6 +134,32 @@ static void attempt(struct edu *edu, const struct roundtrip *trip, size_t at, bo
 	}
 }
 
+/*
+ * Other memory at an IOVA that the device has just used: it must see that and leave the old alone,
+ * whatever translations it or the IOMMU have kept.
+ */
+static void use_other_memory(const struct vfio *vfio, struct edu *edu, const struct roundtrip *trip)
+{
+	struct roundtrip other = *trip;
+	struct mapping memory;
+	int err = memory_map(&memory, &(struct source){.kind = SOURCE_ANON}, trip->size, 0, PROT_READ | PROT_WRITE,
+			     NULL);
+
+	if (err)
+		nvh_bail("mmap: %s", nvh_errname(err));
+	other.addr = memory.addr;
+	memory_fill(trip->addr, trip->size, SEED_DEVICE);
+	memory_fill(other.addr, other.size, SEED_CPU);
+	map(vfio, &other, true);
+	roundtrip_read(edu, &other);
+	/* What the device writes is not what the old memory holds now. */
+	memory_fill(trip->addr, trip->size, SEED_CPU);
+	roundtrip_write(edu, &other);
+	nvh_fact_str("memory", roundtrip_check(trip, trip->addr, false) == trip->size ? "unchanged" : "changed");
+	unmap(vfio, &other);
+	memory_unmap(&memory);
+}
+
 int main(int argc, char **argv)
 {
 	struct mapping memory;
@@ -145,11 +174,13 @@ int main(int argc, char **argv)
 	size_t at = memory_page() - 504;
 	struct roundtrip trip = {.iova = nvh_size("iova", iova_text), .size = nvh_size("size", size_text)};
 
+	enum vfio_backend backend = nvh_choice("type", type_text, vfio_backend_words);
+
 	if (trip.size < 0x2000 || trip.iova < WINDOW_IOVA + EDU_WINDOW || trip.iova + trip.size > EDU_IOVA_END)
 		nvh_usage("--size 8K or more, --iova between 17 MiB and 256 MiB");
 
 	nvh_begin("vfio_fault");
-	vfio_open(&vfio, device, VFIO_BACKEND_TYPE1V2);
+	vfio_open(&vfio, device, backend);
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	err = memory_map(&memory, &source, trip.size, 0, PROT_READ | PROT_WRITE, NULL);
 	if (err)
@@ -164,7 +195,9 @@ int main(int argc, char **argv)
 		memory_fill(trip.addr, trip.size, SEED_CPU);
 		unmap(&vfio, &trip);
 	}
-	if (which == CASE_AFTER_UNMAP) {
+	if (which == CASE_REMAP) {
+		use_other_memory(&vfio, &edu, &trip);
+	} else if (which == CASE_AFTER_UNMAP) {
 		attempt(&edu, &trip, at, true);
 		attempt(&edu, &trip, at, false);
 	} else {

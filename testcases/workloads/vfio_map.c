@@ -1,14 +1,17 @@
 /*
- * Maps memory of any source for DMA through VFIO (V1-V10, V17, V19) and reports what came of it.
+ * Maps memory of any source for DMA through VFIO (V1-V10, V17) and reports what came of it.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "edu.h"
@@ -44,12 +47,12 @@ static const char *type_text = "type1v2";
 static const char *lead_text = "0";
 static const char *seed_text = "0";
 static const char *memlock_text;
-static const char *hold_text;
 static bool dma_test;
 static bool truncate_test;
 static bool unmapped_test;
 static bool look;
 static bool uring;
+static bool fork_test;
 
 static const struct nvh_option options[] = {
 	{"device", &device, NULL, "PCI address of an edu that is bound to vfio-pci"},
@@ -64,11 +67,11 @@ static const struct nvh_option options[] = {
 	{"lead", &lead_text, NULL, "bytes of touched anonymous memory in front, in the same DMA mapping"},
 	{"seed", &seed_text, NULL, "of the patterns: two guests with seeds of their own share none (default 0)"},
 	{"memlock", &memlock_text, NULL, "RLIMIT_MEMLOCK in bytes, and no CAP_IPC_LOCK"},
-	{"hold", &hold_text, NULL, "seconds to keep the DMA mapping, to be killed in"},
 	{"dma-test", NULL, &dma_test, "the device reads and, with --dma rw, writes patterns"},
 	{"truncate", NULL, &truncate_test, "truncate the file while all is still open"},
 	{"unmapped", NULL, &unmapped_test, "munmap the memory before mapping it for DMA"},
 	{"uring", NULL, &uring, "register the memory as an io_uring buffer first, and let go of it"},
+	{"fork", NULL, &fork_test, "have a child that shares the memory from then on, once it is mapped for DMA"},
 	{"look", NULL, &look, "only report the pages' reference counts: map nothing for DMA"},
 	{0},
 };
@@ -245,6 +248,22 @@ static void use_mapping(struct edu *edu, int prot, bool write)
 	nvh_step(true, "the device %s the memory", write ? "read and wrote" : "read");
 }
 
+/* A child that does nothing: what was private memory of one process is copy-on-write now. */
+static pid_t fork_idle(void)
+{
+	pid_t child = fork();
+
+	if (child < 0)
+		nvh_bail("fork: %s", nvh_errname(errno));
+	if (child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			pause();
+	}
+	nvh_step(true, "forked a child");
+	return child;
+}
+
 int main(int argc, char **argv)
 {
 	static const int prots[] = {PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE};
@@ -252,6 +271,7 @@ int main(int argc, char **argv)
 	struct vfio vfio;
 	struct edu edu;
 	uint64_t unmapped;
+	pid_t child = 0;
 	int err;
 
 	nvh_options(argc, argv, "Map memory for DMA by a device behind the IOMMU.", options);
@@ -260,7 +280,6 @@ int main(int argc, char **argv)
 	off_t offset = (off_t)nvh_size("offset", offset_text);
 	uint64_t iova = nvh_size("iova", iova_text);
 	size_t lead = nvh_size("lead", lead_text);
-	double hold = hold_text ? (double)nvh_size("hold", hold_text) : 0;
 	int prot = prots[nvh_choice("prot", prot_text, prot_words)];
 	bool write = nvh_choice("dma", dma_text, dma_words) == 1;
 	int touch_how = nvh_choice("touch", touch_text, touch_words);
@@ -337,11 +356,13 @@ int main(int argc, char **argv)
 		probe_refcounts("refs_after", start, lead + size, false);
 	} else {
 		probe_refcounts("refs_mapped", start, lead + size, true);
+		if (fork_test)
+			child = fork_idle();
 		if (dma_test)
 			use_mapping(&edu, prot, write);
-		if (hold > 0) {
-			nvh_step(true, "holding the mapping");
-			nvh_sleep(hold);
+		if (child > 0) {
+			kill(child, SIGKILL);
+			waitpid(child, NULL, 0);
 		}
 	}
 	if (truncate_test)
