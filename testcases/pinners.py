@@ -119,6 +119,31 @@ class Pins:
             self.case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
             self.judge(f"{self.pinner.name}, fsdax {what}", seen, right)
 
+    def expect_huge_refused(self, path: str, right: str) -> None:
+        """As expect_fsdax_refused(), of a file that one entry of the page table maps 2 MiB of.
+
+        pin_user_pages_fast() has a way of its own for these.
+        """
+        options = ("--path", f"{path}/huge", "--create", "8M", "--fault", "--offset", "2M")
+        faults = self.guest.workload("dax_state", *options).facts["faults"]
+        self.case.prove("the file is mapped with 2 MiB pages", faults == 1, seen=faults)
+        seen = self.observe("--source", f"file:{path}/huge", "--offset", "2M", "--truncate")
+        self.case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
+        self.judge(f"{self.pinner.name}, fsdax huge", seen, right)
+
+    def observe_private_copy(self, path: str) -> dict[str, Any]:
+        """Ask for a pin of private pages of a DAX file that are proven to be copies."""
+        seen = self.observe("--source", f"file:{path}:private", "--truncate")
+        self.case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
+        self.case.prove("the file kept its data", seen["file_kept"] is True)
+        self.case.prove(
+            "the pages are copies",
+            seen.get("pages_copied", 0) > 0,
+            seen=seen.get("pages_copied", ""),
+            enable="set CONFIG_PROC_PAGE_MONITOR=y",
+        )
+        return seen
+
     def judge(self, what: str, seen: dict[str, Any], right: str) -> None:
         """Compare an answer, and what is left of the pin when all is over."""
         self.case.expect(what, seen["pin"], right=right)

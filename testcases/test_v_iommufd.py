@@ -14,6 +14,7 @@ from testcases.filesystems import NAMES, dax_mount, page_cache_mount
 from testcases.vfio_steps import (
     aligned,
     disable_and_enable,
+    expect_all,
     expect_pinned,
     expect_refused,
     observe,
@@ -134,25 +135,27 @@ def test_v20_private_copy(guest: Guest, case: Case, fs: str, mode: str) -> None:
 def test_v20_fsdax_behind_anonymous_memory(guest: Guest, case: Case, mode: str) -> None:
     """One mapping of anonymous memory and then a file: what was pinned first is let go."""
     case.allow("^DMAR: DMA Read fault")  # the device is told to read from the refused range
-    with dax_mount(guest, case, "ext4") as mount:
-        options = ("--source", f"file:{mount.path}/file", "--offset", "1M", "--lead", "1M")
-        seen = through(guest, case, mode, *options, "--touch", "write", "--truncate")
-        case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
-        case.expect("fsdax", seen["map"])
-        for what in ("refused_read", "truncate"):
-            case.expect(what, seen[what])
-        expect_refused(case, seen)
+    for fs in NAMES:
+        with dax_mount(guest, case, fs) as mount:
+            options = ("--source", f"file:{mount.path}/file", "--offset", "1M", "--lead", "1M")
+            seen = through(guest, case, mode, *options, "--touch", "write", "--truncate")
+            case.prove("the file is DAX", seen["dax"] == 1, seen=seen["dax"])
+            case.expect("fsdax", seen["map"])
+            for what in ("refused_read", "truncate"):
+                case.expect(what, seen[what])
+            expect_refused(case, seen)
 
 
 @both
 def test_v20_fsdax_read_only(guest: Guest, case: Case, mode: str) -> None:
     """A mapping that the process may only read, and DMA that writes."""
-    with dax_mount(guest, case, "ext4") as mount:
-        options = ("--source", f"file:{mount.path}/file", "--prot", "r", "--touch", "read")
-        seen = through(guest, case, mode, *options, "--truncate")
-        case.expect("refused", seen["map"] in ("EOPNOTSUPP", "EFAULT"))
-        expect_refused(case, seen)
-        case.expect("truncate", seen["truncate"])
+    for fs in NAMES:
+        with dax_mount(guest, case, fs) as mount:
+            options = ("--source", f"file:{mount.path}/file", "--prot", "r", "--touch", "read")
+            seen = through(guest, case, mode, *options, "--truncate")
+            case.expect("fsdax", seen["map"])
+            expect_refused(case, seen)
+            case.expect("truncate", seen["truncate"])
 
 
 @both
@@ -201,11 +204,12 @@ def test_v20_shared_memory(guest: Guest, case: Case, mode: str, source: str) -> 
 
 
 @both
+@pytest.mark.kernel_args("secretmem.enable=1")
 def test_v20_secret_memory(guest: Guest, case: Case, mode: str) -> None:
     """Pages of memfd_secret are out of the kernel's own reach and must not be pinned."""
     seen = through(guest, case, mode, "--source", "secret")
     if seen["mmap"] == "ENOSYS":
-        case.skip("the kernel has no memfd_secret", enable="boot with secretmem.enable=1 (v5.14)")
+        case.skip("the kernel has no memfd_secret", enable="set CONFIG_SECRETMEM=y (v5.14)")
     case.expect("secret", seen["map"])
     expect_refused(case, seen)
 
@@ -232,6 +236,22 @@ def test_v20_devdax(
 
 
 @both
+def test_v20_devdax_read_only(guest: Guest, case: Case, mode: str) -> None:
+    """A read-only mapping, for DMA that reads and for DMA that writes."""
+    source = f"dax:{guest.namespace('devdax2m').device}"
+    options = ("--source", source, "--size", "4M", "--prot", "r", "--touch", "read")
+    seen = through(guest, case, mode, *options, "--dma", "r", "--dma-test")
+    for what in ("map", "device_read", "other_process", "unmap"):
+        case.expect(what, seen[what])
+    if "refs_before" in seen:
+        expect_pinned(case, seen)
+        case.expect("references_left", references_left(seen))
+    seen = through(guest, case, mode, *options)
+    case.expect("forbidden", seen["map"])
+    expect_refused(case, seen)
+
+
+@both
 def test_v20_devdax_small_pages(guest: Guest, case: Case, mode: str) -> None:
     """A namespace of 4 KiB pages, mapped from an offset that is no multiple of 2 MiB."""
     with aligned(guest, "devdax2m", "4K") as device:
@@ -248,3 +268,19 @@ def test_v20_bar_is_refused(guest: Guest, case: Case, mode: str, touch: str) -> 
     seen = through(guest, case, mode, "--touch", touch, program="vfio_bar")
     case.expect("bar", seen["map"])
     case.expect("left_mapped", seen["left_mapped"])
+
+
+@both
+def test_v20_ranges(guest: Guest, case: Case, mode: str) -> None:
+    """IOVA ranges in use, split, reserved, out of reach or misaligned; unmaps of parts and many."""
+    seen = through(guest, case, mode, program="vfio_ranges")
+    expect_all(case, seen, "ranges", mode)
+    case.expect("memory accounted (KiB)", seen["locked_after"], right=seen["locked_before"])
+
+
+@both
+def test_v20_other_memory(guest: Guest, case: Case, mode: str) -> None:
+    """Other memory at an IOVA that was just in use: the device reaches that, and not the old."""
+    seen = through(guest, case, mode, "--case", "remap", program="vfio_fault")
+    for what in ("device_read", "device_write", "memory"):
+        case.expect(what, seen[what])
