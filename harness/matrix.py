@@ -144,7 +144,7 @@ def _part(folder: Path, one: Combination) -> junit.Part:
     return junit.Part(
         name=str(one),
         label=one.label,
-        file=file if one.results and file.exists() else None,
+        suites=file if one.results and file.exists() else None,
         properties={
             "matrix.kernel": one.kernel,
             "matrix.machine": one.machine,

@@ -1,15 +1,22 @@
-"""junit.xml in the layout of pytest's xunit1, with properties on the suite and on each test."""
+"""junit.xml in the layout of pytest's xunit1, with properties on the suite and on each test.
+
+xunit2 has neither properties nor a file on a test, so there a test's properties begin its
+system-out; it is what the schema of Jenkins' xUnit plugin (junit-10.xsd) takes.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
-from xml.etree.ElementTree import ParseError
+from typing import Any, TypeVar
 
 from junitparser import (
+    Attr,
     Error,
     Failure,
     JUnitXml,
@@ -21,39 +28,80 @@ from junitparser import (
     TestSuite,
 )
 
+from harness.report import attachments
 from harness.report.escape import one_line, xml_safe
-from harness.report.record import EXCERPT_LIMIT, TestRecord
+from harness.report.record import EXCERPT_LIMIT, TestRecord, zoned
 from harness.report.results import write_atomic
 from harness.verdict.status import Status
 
 _SUITE = "nvdimm-harness"
+#: Characters of one text of a test: GitLab refuses a file of more than 30 MB, and Jenkins shows the
+#: first and last 500 characters of a test that passed.
+_BUDGET = 8 << 20
+_SHARE = (1024, EXCERPT_LIMIT)
+_SHARE_OF_GOOD = 2048
+_MOST_FACTS = 60
+_NAME = 200
+
+_Result = TypeVar("_Result", Failure, Error, Skipped)
+
+
+class Family(StrEnum):
+    """The layouts, as pytest names them (``junit_family``)."""
+
+    XUNIT1 = "xunit1"
+    XUNIT2 = "xunit2"
+
+
+class _Case(TestCase):
+    file = Attr()  # xunit1 only
 
 
 def build(
-    records: Iterable[TestRecord], properties: Mapping[str, Any], *, started: str = ""
+    records: Sequence[TestRecord],
+    properties: Mapping[str, Any],
+    *,
+    started: str = "",
+    folder: Path | None = None,
+    family: Family = Family.XUNIT1,
 ) -> bytes:
-    """Return junit.xml; ``properties`` describe the run, ``started`` is in ISO 8601."""
-    suite = TestSuite(_SUITE)
-    if started:
-        suite.timestamp = started
-    for name, value in properties.items():
-        suite.add_property(xml_safe(name, 80), xml_safe(_text(value), 1024))
-    for record in records:
-        suite.add_testcase(_testcase(record))
+    """Return junit.xml; ``properties`` describe the run, ``started`` is in ISO 8601.
+
+    Files in the run's ``folder`` are attached to the tests that they are of.
+    """
     document = JUnitXml()
-    document.add_testsuite(suite)
+    document.add_testsuite(suite_of(records, properties, started, folder, family))
     return _render(document)
 
 
 def write(
     path: Path,
-    records: Iterable[TestRecord],
+    records: Sequence[TestRecord],
     properties: Mapping[str, Any],
     *,
     started: str = "",
 ) -> Path:
-    """Write junit.xml, whole or not at all; called after each test."""
-    return write_atomic(path, build(records, properties, started=started))
+    """Write junit.xml into the run's folder, whole or not at all; called after each test."""
+    return write_atomic(path, build(records, properties, started=started, folder=path.parent))
+
+
+def suite_of(
+    records: Sequence[TestRecord],
+    properties: Mapping[str, Any],
+    started: str,
+    folder: Path | None,
+    family: Family,
+) -> TestSuite:
+    """Return the suite of a run."""
+    suite = TestSuite(_SUITE)
+    if started := zoned(started):
+        suite.timestamp = started
+    for name, value in properties.items():
+        suite.add_property(xml_safe(name, 80), xml_safe(_text(value), 1024))
+    share = max(_SHARE[0], min(_SHARE[1], _BUDGET // max(1, len(records))))
+    for record in records:
+        suite.add_testcase(_testcase(record, folder, family, share))
+    return suite
 
 
 @dataclass(frozen=True)
@@ -62,7 +110,7 @@ class Part:
 
     name: str
     label: str  # what its classes' names begin with
-    file: Path | None  # its own junit.xml
+    suites: Path | TestSuite | None  # its own junit.xml, or what would be in it
     properties: Mapping[str, str]
     problem: str  # why it has no tests, or not all of them; "" of a whole one
 
@@ -98,35 +146,63 @@ def write_merged(path: Path, parts: Iterable[Part]) -> Path:
 def _suites(part: Part) -> tuple[list[TestSuite], str]:
     """Return a run's suites, at least one, and what is wrong with it."""
     problem = part.problem
-    if part.file is not None:
+    if isinstance(part.suites, TestSuite):
+        return [part.suites], problem
+    if part.suites is not None:
         try:
-            found = JUnitXml.fromfile(str(part.file))
+            found = JUnitXml.fromfile(str(part.suites))
             suites = [found] if isinstance(found, TestSuite) else list(found)
             if suites:
                 return suites, problem
-        except (OSError, ParseError, JUnitXmlError) as error:
-            problem = problem or f"{part.file.name} cannot be read: {error}"
+        # junitparser reads with lxml where that is installed: the parsers share this error only.
+        except (OSError, SyntaxError, JUnitXmlError) as error:
+            problem = problem or f"{part.suites.name} cannot be read: {error}"
     return [TestSuite(_SUITE)], problem or "it left no junit.xml"
 
 
-def _testcase(record: TestRecord) -> TestCase:
+def _testcase(record: TestRecord, folder: Path | None, family: Family, share: int) -> TestCase:
     path = record.nodeid.partition("[")[0].partition("::")[0]
-    case = TestCase(
-        xml_safe(record.name, 200),
-        classname=xml_safe(path.removesuffix(".py").replace("/", "."), 200),
-        time=round(record.seconds, 3),
+    case = _Case(
+        _name(record.name),
+        classname=xml_safe(path.removesuffix(".py").replace("/", "."), _NAME),
+        time=_seconds(record.seconds),
     )
-    properties = Properties()  # type: ignore[no-untyped-call]
-    for name, value in _properties(record).items():
-        properties.add_property(Property(xml_safe(name, 80), xml_safe(_text(value), 1024)))
-    case.append(properties)  # type: ignore[no-untyped-call]
-    result = _result(record)
+    properties = {
+        xml_safe(name, 80): xml_safe(_text(value), 1024)
+        for name, value in _properties(record).items()
+    }
+    if family is Family.XUNIT1:
+        case.file = xml_safe(path, _NAME)
+        element = Properties()  # type: ignore[no-untyped-call]
+        for name, value in properties.items():
+            element.add_property(Property(name, value))
+        case.append(element)  # type: ignore[no-untyped-call]
+    result = _result(record, share)
     if result is not None:
         case.result = [result]
-    excerpt = record.excerpt()
-    if excerpt:
-        case.system_out = xml_safe(excerpt, EXCERPT_LIMIT)
+    # Attachments come first: Jenkins cuts what is too long in its middle.
+    marks = attachments.lines(folder, record) if folder is not None else []
+    said = []
+    if family is Family.XUNIT2:
+        said += [f"{name}: {one_line(value)}" for name, value in properties.items()]
+    if excerpt := record.excerpt(min(share, _SHARE_OF_GOOD) if record.status.good else share):
+        said.append(xml_safe(excerpt, share))
+    if marks or said:
+        case.system_out = "\n".join([*marks, attachments.defused("\n".join(said))])
     return case
+
+
+def _name(name: str) -> str:
+    """Return a test's name, which no other test of its class has, however long they are."""
+    safe = xml_safe(name, len(name) + 4096)
+    if len(safe) <= _NAME:
+        return safe
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{safe[: _NAME - 9]}-{digest}"
+
+
+def _seconds(value: float) -> float:
+    return round(value, 3) if math.isfinite(value) and value > 0 else 0.0
 
 
 def _properties(record: TestRecord) -> dict[str, Any]:
@@ -140,27 +216,34 @@ def _properties(record: TestRecord) -> dict[str, Any]:
     sources = {str(item["source"]): None for item in record.expectations if item.get("source")}
     if sources:
         found["source"] = "; ".join(sources)
-    found.update({f"fact.{key}": value for key, value in record.facts.items()})
+    for key, value in list(record.facts.items())[:_MOST_FACTS]:
+        found[f"fact.{key}"] = value
     return found
 
 
-def _result(record: TestRecord) -> Failure | Error | Skipped | None:
+def _result(record: TestRecord, share: int) -> Failure | Error | Skipped | None:
+    """Return what a test ended with; each has a text, which alone is what GitLab shows."""
     message = xml_safe(one_line(record.message or record.status.meaning, 500))
     if record.known:
-        return Skipped(f"known issue {xml_safe(record.known, 80)}: {message}", "known-issue")
+        message = f"known issue {xml_safe(record.known, 80)}: {message}"
+        return _told(Skipped(message, "known-issue"), message, share)
     if record.status is Status.FAIL:
-        found = Failure(message, record.status.value)
         details = [record.message, *(_finding(item) for item in record.findings)]
-        found.text = xml_safe("\n\n".join(details), EXCERPT_LIMIT)
-        return found
+        text = "\n\n".join(details)
+        return _told(Failure(message, record.status.value), text.strip() or message, share)
     if record.status in (Status.ERROR, Status.MISS):
-        error = Error(message, record.status.value)
-        error.text = xml_safe(f"{record.message}\n{record.hint}", EXCERPT_LIMIT)
-        return error
+        text = f"{record.message}\n{record.hint}".strip() or message
+        return _told(Error(message, record.status.value), text, share)
     if record.status is Status.SKIP:
         hint = f" (to enable: {record.hint})" if record.hint else ""
-        return Skipped(xml_safe(one_line(record.message + hint, 500)), "pytest.skip")
+        message = xml_safe(one_line((record.message or record.status.meaning) + hint, 500))
+        return _told(Skipped(message, "pytest.skip"), message, share)
     return None
+
+
+def _told(result: _Result, text: str, share: int) -> _Result:
+    result.text = xml_safe(text, share)
+    return result
 
 
 def _finding(finding: Mapping[str, Any]) -> str:
@@ -174,6 +257,10 @@ def _text(value: Any) -> str:
 
 def _render(document: JUnitXml) -> bytes:
     document.update_statistics()  # type: ignore[no-untyped-call]
+    for suite in [document, *document]:  # a sum of seconds has up to 17 digits
+        suite.time = round(suite.time, 3)
+    # In no schema: only suites count what was skipped.
+    document._elem.attrib.pop("skipped", None)
     buffer = io.BytesIO()
     document.write(buffer, pretty=False)
     return buffer.getvalue()

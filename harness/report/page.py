@@ -83,7 +83,7 @@ class TestView:
         self.issue = issue
         self.told = record.seen
         self.seconds = timeline.seconds(record.seconds)
-        self.good = record.status in (Status.PASS, Status.DONE)
+        self.good = record.status.good
         share = max(_SHARE[0], min(_SHARE[1], _BUDGET // max(1, of)))
         self._share = min(share, _SHARE[0]) if self.good else share
         self._brief = of >= _MANY and (self.good or record.status is Status.SKIP)

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class TestRecord:
     @property
     def seen(self) -> str:
         """What was seen, on one printable line."""
-        if self.status not in (Status.PASS, Status.DONE) and self.message:
+        if not self.status.good and self.message:
             return one_line(self.message)
         shown = [f"{item['what']}: {_word(item['seen'])}" for item in self.expectations]
         return one_line(", ".join(shown) or self.message)
@@ -78,15 +79,15 @@ class TestRecord:
         """Return the command that runs this test again; ``options`` are those of the run."""
         return shlex.join([program(), "test", "-k", _selector(self.name), *options])
 
-    def excerpt(self) -> str:
-        """Return the excerpts as one printable text of at most EXCERPT_LIMIT characters."""
-        share = EXCERPT_LIMIT // max(1, len(self.excerpts)) - 64
+    def excerpt(self, limit: int = EXCERPT_LIMIT) -> str:
+        """Return the excerpts as one printable text of at most ``limit`` characters."""
+        share = max(1, limit // max(1, len(self.excerpts)) - 64)
         parts = [
             f"--- {one_line(name, 40)}\n{tail(text, share // 2 if len(text) > share else share)}"
             for name, text in self.excerpts.items()
             if text.strip()
         ]
-        return "\n".join(parts)[:EXCERPT_LIMIT]
+        return "\n".join(parts)[:limit]
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON can hold it."""
@@ -139,6 +140,15 @@ def boot_findings(records: Iterable[TestRecord]) -> list[str]:
         titles = guest.get("boot_findings") if isinstance(guest, Mapping) else None
         found.update({one_line(str(title)): None for title in titles or ()})
     return list(found)
+
+
+def zoned(moment: str) -> str:
+    """Return a moment as RFC 3339 has it, "" where it is none: 2026-01-02T03:04:05+00:00."""
+    try:
+        found = datetime.fromisoformat(moment)
+    except ValueError:
+        return ""
+    return (found if found.tzinfo else found.astimezone()).isoformat()
 
 
 def program() -> str:

@@ -28,7 +28,7 @@ def compare(before: TestRecord | None, now: TestRecord) -> Shows:
 
     Nothing is known of a run that was killed (None): any failure is then taken for what it met.
     """
-    if now.status in (Status.PASS, Status.DONE):
+    if now.status.good:
         return Shows.NOT
     if before is None:
         return Shows.SAME if now.status is Status.FAIL else Shows.UNTESTED

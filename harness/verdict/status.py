@@ -28,6 +28,11 @@ class Status(StrEnum):
         """Tell whether the kernel was really put to the test."""
         return self in (Status.PASS, Status.FAIL, Status.DONE)
 
+    @property
+    def good(self) -> bool:
+        """Tell whether there is nothing to look into."""
+        return self in (Status.PASS, Status.DONE)
+
 
 _MEANINGS = {
     Status.PASS: "the kernel did what is right",
