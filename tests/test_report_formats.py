@@ -4,13 +4,17 @@ import io
 import json
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from harness.report import junit, summary, table
 from harness.report.record import EXCERPT_LIMIT, TestRecord
 from harness.verdict.status import Status
+from tests.made_up_results import of_every_verdict, write_run
 
 PROPERTIES = {"kernel": "6.12.1", "qemu": "7.2", "accel": "tcg", "machine": "default"}
 
@@ -96,6 +100,44 @@ def test_summary_is_complete_at_any_moment(tmp_path: Path) -> None:
     found = json.loads(file.read_text())
     assert found["finished"] is True
     assert found["exit_code"] == 1
+
+
+@pytest.fixture(scope="module")
+def schema() -> Draft202012Validator:
+    """Return summary.json's own schema, as it is installed with the package."""
+    text = resources.files("harness.report").joinpath("summary.schema.json").read_text()
+    values = json.loads(text)
+    Draft202012Validator.check_schema(values)
+    assert values["$id"] == summary.SCHEMA
+    return Draft202012Validator(values)
+
+
+def test_a_summary_is_what_its_schema_says(schema: Draft202012Validator, tmp_path: Path) -> None:
+    records = of_every_verdict()
+    records.append(replace(records[0], nodeid="test_x.py::test_x", row=None, fixed=("an-issue",)))
+    folder = write_run(tmp_path / "ended", records)
+    schema.validate(json.loads((folder / "summary.json").read_text()))
+    folder = write_run(tmp_path / "killed", records, finished=False)
+    found = json.loads((folder / "summary.json").read_text())
+    schema.validate(found)
+    schema.validate(summary.build([], {}, exit_code=130, seconds=0.1))
+    broken = [
+        {**found, "format": 2},
+        {**found, "counts": {"PASS": 1}},
+        {**found, "tests": [{**found["tests"][0], "status": "KNOWN"}]},
+        {**found, "tests": [{**found["tests"][0], "folder": "../elsewhere"}]},
+        {key: value for key, value in found.items() if key != "exit_code"},
+    ]
+    for values in broken:
+        assert not schema.is_valid(values)
+
+
+def test_every_key_of_a_summary_is_in_its_schema(schema: Draft202012Validator) -> None:
+    found = summary.build(of_every_verdict(), {})
+    values = schema.schema
+    assert isinstance(values, dict)
+    assert set(values["properties"]) == set(found)
+    assert set(values["$defs"]["test"]["properties"]) == set(found["tests"][0])
 
 
 def test_plain_table_has_one_line_a_test_and_the_way_back(tmp_path: Path) -> None:

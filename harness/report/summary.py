@@ -15,6 +15,8 @@ from harness.verdict.expectation import plain
 from harness.verdict.status import Status
 
 FORMAT = 1
+#: The name of summary.schema.json, which says what is in it.
+SCHEMA = f"urn:nvdimm-harness:summary:{FORMAT}"
 
 
 def counts(records: Sequence[TestRecord]) -> dict[str, int]:
@@ -51,6 +53,7 @@ def build(
     """
     return {
         "format": FORMAT,
+        "schema": SCHEMA,
         "started": started,
         "finished": finished,
         "seconds": None if seconds is None else round(seconds, 3),
