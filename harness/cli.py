@@ -438,9 +438,25 @@ def _nightly(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _pages(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    report = _command(commands, "report", "write report.html of stored results", results.report)
+    report = _command(
+        commands, "report", "write stored results as a page, or for other tools", results.report
+    )
     report.add_argument("results", metavar="RESULTS", help="of a run or a matrix: results/latest")
-    report.add_argument("--open", action="store_true", help="show it in a browser")
+    report.add_argument("--open", action="store_true", help="show the page in a browser")
+    report.add_argument(
+        "--format",
+        choices=[one.value for one in results.Format],
+        default=results.Format.HTML,
+        help="html (default): report.html; junit, xunit2: for Jenkins, GitLab and GitHub; "
+        "kcidb: JSON for KernelCI; ktap: as kselftest prints",
+    )
+    report.add_argument(
+        "--output", metavar="FILE", help="where to, - for here (default: into RESULTS)"
+    )
+    kcidb = report.add_argument_group("with --format kcidb")
+    kcidb.add_argument("--origin", metavar="NAME", help="your CI system's name at KernelCI")
+    kcidb.add_argument("--url", metavar="URL", help="where RESULTS can be downloaded from")
+    kcidb.add_argument("--build", metavar="ID", help="KernelCI's id of the build that was tested")
 
     trend = _command(commands, "trend", "plot verdicts and durations over nights", results.trend)
     trend.add_argument(

@@ -34,16 +34,20 @@ def write_run(
 
 def write_stored(folder: Path) -> Path:
     """Write the page of a run's or a matrix's folder; UsageError where there is no result."""
-    tree = paths.source_tree() / "testcases"
     catalogue: list[Row] = []
-    known: list[KnownIssue] = []
     # Results speak for themselves where the checkout that made them is another one.
     with contextlib.suppress(HarnessError, OSError):
-        known += KnownIssues.load(tree / "known-issues.toml")
-    with contextlib.suppress(HarnessError, OSError):
-        catalogue += Catalogue.load(tree / "catalogue")
+        catalogue += Catalogue.load(paths.source_tree() / "testcases" / "catalogue")
         catalogue += [report.row for report in load_reports(paths.reports())]
-    return _write(folder, stored.load(folder), known, catalogue)
+    return _write(folder, stored.load(folder), known_issues(), catalogue)
+
+
+def known_issues() -> list[KnownIssue]:
+    """Return the checkout's known issues, none where there is no list that can be read."""
+    found: list[KnownIssue] = []
+    with contextlib.suppress(HarnessError, OSError):
+        found += KnownIssues.load(paths.source_tree() / "testcases" / "known-issues.toml")
+    return found
 
 
 def _write(

@@ -390,6 +390,7 @@ def _record(item: pytest.Item) -> TestRecord:
         nodeid=item.nodeid,
         status=status,
         seconds=seconds,
+        started=item.stash.get(_BEGUN, 0.0),
         row=row.id if row else row_id(item.name),
         title=row.title if row else "",
         message=message,

@@ -33,6 +33,7 @@ class TestRecord:
     nodeid: str
     status: Status
     seconds: float
+    started: float = 0.0  # in seconds since 1970; 0 where it was not written down
     row: str | None = None  # id of the catalogue's row
     title: str = ""
     message: str = ""  # why it did not pass, one line
@@ -94,6 +95,7 @@ class TestRecord:
         values = asdict(self)
         values["status"] = self.status.value
         values["seconds"] = round(self.seconds, 3)
+        values["started"] = round(self.started, 3)
         return {"format": FORMAT, **values}
 
     @classmethod
@@ -105,6 +107,7 @@ class TestRecord:
             nodeid=str(values["nodeid"]),
             status=Status(values["status"]),
             seconds=float(values["seconds"]),
+            started=float(values.get("started", 0)),
             row=values.get("row"),
             title=str(values.get("title", "")),
             message=str(values.get("message", "")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,6 +25,7 @@ class StoredRun:
     info: RunInfo
     records: tuple[TestRecord, ...]
     again: Mapping[str, str]  # the command for each test, as the run wrote it
+    classes: str = ""  # of a matrix: what its classes' names in junit.xml begin with
 
 
 def load(folder: Path) -> list[StoredRun]:
@@ -101,9 +102,11 @@ def _of_matrix(folder: Path) -> list[StoredRun]:
         if one.results and below and path.is_dir():
             href = f"{quote(one.results.strip('/'))}/"
             run = load_run(path, label=label, kernel=one.kernel, href=href, problem=state)
+            run = replace(run, classes=one.label)
         else:
             why = state or "It left no results."
-            run = StoredRun(RunInfo(label, one_line(one.kernel, 120), problem=why), (), {})
+            info = RunInfo(label, one_line(one.kernel, 120), problem=why)
+            run = StoredRun(info, (), {}, one.label)
         found.append(run)
     return found
 
