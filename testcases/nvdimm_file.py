@@ -24,7 +24,7 @@ def places(guest: Guest, namespace: NamespaceInfo, page: bytes) -> list[int]:
     region = f"/sys/bus/nd/devices/{namespace.region}/resource"
     first, start = guest.run(f"cat {block} {region}").stdout.split()
     data = int(first, 0) - int(start, 0)
-    return [at - data for at in _find(guest.nvdimms[namespace.name], page)]
+    return [at - data for at in pages_at(guest.nvdimms[namespace.name], page)]
 
 
 def page_of(guest: Guest, device: str) -> bytes:
@@ -33,7 +33,8 @@ def page_of(guest: Guest, device: str) -> bytes:
     return base64.b64decode(words)
 
 
-def _find(file: Path, page: bytes) -> Iterator[int]:
+def pages_at(file: Path, page: bytes) -> Iterator[int]:
+    """Yield where a sparse file holds this page; what it was never written is not read."""
     with file.open("rb") as opened:
         for begin, end in _written(opened.fileno()):
             for at in range(begin, end, _CHUNK):
