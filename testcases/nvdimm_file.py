@@ -34,7 +34,7 @@ def page_of(guest: Guest, device: str) -> bytes:
 
 
 def pages_at(file: Path, page: bytes) -> Iterator[int]:
-    """Yield where a sparse file holds this page; what it was never written is not read."""
+    """Yield where a sparse file holds this page; what was never written is not read."""
     with file.open("rb") as opened:
         for begin, end in _written(opened.fileno()):
             for at in range(begin, end, _CHUNK):
