@@ -451,7 +451,7 @@ def test_wrong_usage_is_one_line(host: Host, words: list[str], said: str) -> Non
 def test_a_test_that_is_several_is_refused(host: Host) -> None:
     code, _, err = host.nvh("L5", "--good", "a", "--bad", "b")
     assert code == 2
-    assert "'L5' is 14 tests: test_l5_" in err
+    assert re.search(r"'L5' is \d+ tests: test_l5_", err)
     assert "name one of them" in err
 
 
