@@ -12,7 +12,7 @@ from harness.verdict.expectation import Case
 HELD = 60
 #: How long a transfer of null_blk takes, in seconds: the operation under test must start, and be
 #: seen waiting, well within it, also in a guest under TCG on a busy host.
-SECONDS = 5
+SECONDS = 4
 
 # The transfer is held back before it reaches the device, so a late read brings late data.
 # There need not be a udev in the guest: dmsetup makes the node itself.

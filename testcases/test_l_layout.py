@@ -63,7 +63,10 @@ def test_l1_nothing_pinned_nothing_waits(guest: Guest, case: Case, fs: str, oper
 def test_l2_signal_ends_the_wait(guest: Guest, case: Case, fs: str, operation: str) -> None:
     """A handler makes it EINTR, SIGKILL ends it; either way the file is untouched."""
     with dax_mount(guest, case, fs) as mount:
-        for how, op in (("handler", "EINTR"), ("kill", "KILLED")):
+        ends = {"handler": "EINTR", "kill": "KILLED"}
+        if operation not in ("truncate", "punch"):
+            del ends["kill"]  # the wait is theirs, and so is its end
+        for how, op in ends.items():
             facts = layout(guest, f"{mount.path}/a", "--op", operation, "--signal", how)
             # Nothing was done: the workload compares with the untouched file.
             judge(
@@ -241,7 +244,7 @@ def test_l10_unmount_waits_for_the_pin(guest: Guest, case: Case, fs: str, file: 
 
 
 @every_fs
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", ["truncate", "punch", "insert"])
 def test_l11_touching_the_page_again_delays_nothing(
     guest: Guest, case: Case, fs: str, operation: str
 ) -> None:

@@ -7,7 +7,7 @@
 
 /* An operation that has waited for so long, in seconds, and in so many looks one after the other,
  * does wait. */
-#define ENOUGH_SECONDS 0.5
+#define ENOUGH_SECONDS 0.3
 #define ENOUGH_LOOKS 8
 
 void waiting_watch(struct waiting *waiting, struct fileop_child *child, const struct pin *pin, double seconds)
