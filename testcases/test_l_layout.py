@@ -237,6 +237,9 @@ def test_l10_unmount_waits_for_the_pin(guest: Guest, case: Case, fs: str, file: 
             case.expect("unlink", facts["unlink"])
         else:
             case.expect("umount_while_pinned", facts["umount_while_pinned"])
+        waits = "unlink" if unlink else "umount"
+        if facts[f"{waits}_while_pinned"] == "WAITS":
+            case.expect("state", facts[f"{waits}_state"])
         for key in ("pipe_kept", "hung_in", "umount"):
             case.expect(key, facts[key])
         case.expect("file system afterwards", left, right="clean")
