@@ -17,7 +17,7 @@ void hang_sysrq(void)
 void hang_words(char *text, size_t size, const char *doing, const struct sight *seen, const char *held)
 {
 	const char *where = watch_layout_break(seen);
-	char innermost[128] = "user space";
+	char innermost[128] = "no stack"; /* it runs */
 
 	if (!where && *seen->stack)
 		snprintf(innermost, sizeof(innermost), "%.*s", (int)strcspn(seen->stack, " "), seen->stack);
