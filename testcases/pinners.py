@@ -151,6 +151,10 @@ class Pins:
             prove_oracle(self.case, seen)
             pairs = zip(seen["refs_before"], seen["refs_pinned"], strict=True)
             self.case.expect("pages pinned", all(now > then for then, now in pairs), right=True)
+            pinned = seen["pinned_kib"] - seen["pinned_before_kib"]
+            self.case.expect("pinned_kib", pinned)
+            if "copied" in seen:
+                self.case.expect("copied", seen["copied"])
             self.case.expect("unpin", seen["unpin"])
         if "refs_before" in seen:
             self.case.expect("references_left", references_left(seen))

@@ -73,6 +73,9 @@ def test_v20_anonymous_memory(guest: Guest, case: Case, mode: str) -> None:
     if "refs_before" in seen:
         expect_pinned(case, seen)
         case.expect("references_left", references_left(seen))
+    # Pinned for reading while it is the zero page: the device sees what is written later.
+    private = ("--source", "anon-private", "--touch", "read", "--dma", "r", "--dma-test")
+    case.expect("device_read", through(guest, case, mode, *private)["device_read"])
 
 
 @both

@@ -87,10 +87,20 @@ def by_kernel(guest: Guest, case: Case, key: str) -> Any:
 
 
 def expect_all(case: Case, facts: dict[str, Any], *tables: str) -> None:
-    """Compare every fact that these tables of the row name."""
-    for table in tables:
-        for what, right in case.row.expected(table).items():
-            case.expect(what, facts.get(what), right=right)
+    """Compare every fact that these tables of the row name, "table" or "table.table"."""
+    with case.gathered():
+        for name in tables:
+            key, _, inner = name.partition(".")
+            table = case.row.expected(key)
+            for what, right in (table[inner] if inner else table).items():
+                case.expect(what, facts.get(what), right=right)
+
+
+def expect_accounted(case: Case, facts: dict[str, Any]) -> None:
+    """Expect that all of the mapping was locked while it lasted, and nothing is afterwards."""
+    locked = facts["locked_mapped"] - facts["locked_before"]
+    case.expect("memory accounted (KiB)", locked, right=facts["size"] // 1024)
+    case.expect("memory given back (KiB)", facts["locked_after"], right=facts["locked_before"])
 
 
 @contextlib.contextmanager

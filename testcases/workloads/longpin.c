@@ -99,6 +99,8 @@ static void touch(int how)
 	} else if (source.private && view.addr) {
 		memory_fill(memory.addr, memory.size, SEED_COPY);
 		nvh_fact_bool("file_kept", memory_check(view.addr, view.size, SEED_FILE) == view.size);
+	} else if (!view.addr) {
+		memory_fill(memory.addr, memory.size, SEED_COPY);
 	} else {
 		memory_touch(memory.addr, memory.size, true);
 	}
@@ -145,6 +147,29 @@ static void forget_mapping(void)
 		nvh_note("MADV_DONTNEED: %s", nvh_errname(errno));
 }
 
+/* Has the pinner tell what it has pinned: "equal" when that is what the mapping holds. */
+static void check_copy(const struct pinner *pinner)
+{
+	int fd = memfd_create("copy", MFD_CLOEXEC);
+	char *copied;
+	int err;
+
+	if (fd < 0 || ftruncate(fd, (off_t)memory.size) < 0)
+		nvh_bail("memfd: %s", nvh_errname(errno));
+	err = pinner->copy(memory.addr, memory.size, fd);
+	if (err) {
+		nvh_fact_errno("copied", err);
+	} else {
+		copied = mmap(NULL, memory.size, PROT_READ, MAP_SHARED, fd, 0);
+		if (copied == MAP_FAILED)
+			nvh_bail("mmap of the copy: %s", nvh_errname(errno));
+		nvh_fact_str("copied", memcmp(copied, memory.addr, memory.size) == 0 ? "equal" : "differs");
+		munmap(copied, memory.size);
+	}
+	nvh_step(true, "%s copies what it has pinned: %s", pinner->name, nvh_errname(err));
+	close(fd);
+}
+
 static void try_to_pin(const struct pinner *pinner, bool write, bool touched)
 {
 	long long before[PROBES];
@@ -163,6 +188,8 @@ static void try_to_pin(const struct pinner *pinner, bool write, bool touched)
 	if (!err && !pinner->passing) {
 		nvh_fact_int("pinned_kib", memory_status("VmPin"));
 		probe_fact(&probe, "refs_pinned");
+		if (pinner->copy)
+			check_copy(pinner);
 		if (view.addr)
 			nvh_fact_bool("data_kept", memory_check(view.addr, view.size, SEED_FILE) == view.size);
 		err = pinner->unpin();

@@ -20,6 +20,8 @@ struct pinner {
 	bool (*open)(const char *device, bool write);
 	/* Pins.  Returns 0 or errno. */
 	int (*pin)(void *addr, size_t size, bool write);
+	/* Writes what it has pinned of size bytes at addr to a file.  NULL where it cannot; 0 or errno. */
+	int (*copy)(void *addr, size_t size, int fd);
 	/* Lets go.  The kernel may do so a little later. */
 	int (*unpin)(void);
 };
