@@ -121,6 +121,8 @@ def test_p4_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
     pins = Pins(guest, case, VIVID)
     pins.prove_working()
     with dax_mount(guest, case, fs) as mount:
+        if fs == "ext4":
+            pins.expect_huge_refused(mount.path, case.row.expected("fsdax"))
         pins.expect_fsdax_refused(f"{mount.path}/file", case.row.expected("fsdax"))
 
 

@@ -46,6 +46,7 @@ static const struct nvh_option options[] = {
 
 static struct mapping memory;
 static struct roundtrip trip;
+static FILE *said; /* by the process that ends: this one speaks KTAP */
 
 /* Waits for ever; dies with its parent. */
 static _Noreturn void idle(void)
@@ -72,8 +73,7 @@ static _Noreturn void hold(int to, int from, int how)
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	refcount_forget();
-	if (!freopen("/dev/null", "w", stdout)) /* the parent speaks KTAP */
-		_exit(1);
+	dup2(fileno(said), STDOUT_FILENO);
 	vfio_open(&vfio, device, VFIO_BACKEND_TYPE1V2);
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	if (vfio_map(&vfio, memory.addr, IOVA, memory.size, true))
@@ -97,6 +97,17 @@ static _Noreturn void hold(int to, int from, int how)
 	if (how == HOW_EXEC)
 		execl("/bin/sleep", "sleep", "50", (char *)NULL);
 	_exit(how == HOW_EXEC);
+}
+
+static _Noreturn void bail_unmapped(void)
+{
+	char line[256] = "";
+
+	rewind(said);
+	while (fgets(line, sizeof(line), said) && strncmp(line, "Bail out!", 9) != 0)
+		;
+	line[strcspn(line, "\n")] = '\0';
+	nvh_bail("the process that was to map the memory ended before it had: %s", line);
 }
 
 /* The counts of the pages, once they are no longer above those of before, or else after a while. */
@@ -152,6 +163,8 @@ int main(int argc, char **argv)
 	int how = nvh_choice("how", how_text, how_words);
 	size_t size = nvh_size("size", size_text);
 
+	if (!device)
+		nvh_usage("--device is missing");
 	if (source.private || source.kind == SOURCE_ANON)
 		nvh_usage("--source %s: the memory must outlive the process that mapped it for DMA", source_text);
 	if (size < 0x2000 || IOVA + size > EDU_IOVA_END)
@@ -165,6 +178,9 @@ int main(int argc, char **argv)
 	nvh_fact_str("source", source_text);
 	bool counts = refcount_open() && probe_find(&probe, memory.addr, size) && probe_counts(&probe, before);
 
+	said = tmpfile();
+	if (!said)
+		nvh_bail("tmpfile: %s", nvh_errname(errno));
 	if (pipe2(ready, O_CLOEXEC) || pipe2(go, O_CLOEXEC))
 		nvh_bail("pipe: %s", nvh_errname(errno));
 	holder = fork();
@@ -181,7 +197,7 @@ int main(int argc, char **argv)
 	if (counts)
 		probe_fact(&probe, "refs_before");
 	if (read(ready[0], &heir, sizeof(heir)) != sizeof(heir))
-		nvh_bail("the process that was to map the memory ended before it had");
+		bail_unmapped();
 	if (counts)
 		probe_fact(&probe, "refs_mapped");
 	nvh_fact_str("device_write",
