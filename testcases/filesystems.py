@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from harness.errors import WorkloadError
 from harness.guest import Guest
@@ -13,7 +13,7 @@ from harness.verdict.expectation import Case
 
 NAMES = ("ext4", "xfs")
 
-_NAMESPACE = {"ext4": "fsdax0", "xfs": "fsdax1"}
+NAMESPACE = {"ext4": "fsdax0", "xfs": "fsdax1"}
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def dax_mount(
     It lies on ``nvdimm``, or on the file system's own of the default machine.  SKIP where the
     kernel has DAX for no file system.
     """
-    namespace = guest.namespace(nvdimm or _NAMESPACE[fs])
+    namespace = guest.namespace(nvdimm or NAMESPACE[fs])
     words = (*MKFS[fs], *mkfs) if mkfs else ()
     with contextlib.ExitStack() as stack:
         try:
@@ -44,21 +44,21 @@ def dax_mount(
 @contextlib.contextmanager
 def mounted_again(guest: Guest, fs: str) -> Iterator[Mount]:
     """Mount with dax=always what an earlier boot made with dax_mount()."""
-    with guest.mounted(guest.namespace(_NAMESPACE[fs]), fs, dax="always", mkfs=None) as mount:
+    with guest.mounted(guest.namespace(NAMESPACE[fs]), fs, dax="always", mkfs=None) as mount:
         yield mount
 
 
 @contextlib.contextmanager
 def page_cache_mount(guest: Guest, fs: str) -> Iterator[Mount]:
     """As dax_mount(), but with dax=never: the same device through the page cache."""
-    with guest.mounted(guest.namespace(_NAMESPACE[fs]), fs, dax="never") as mount:
+    with guest.mounted(guest.namespace(NAMESPACE[fs]), fs, dax="never") as mount:
         yield mount
 
 
 @contextlib.contextmanager
 def inode_mount(guest: Guest, fs: str) -> Iterator[Mount]:
     """As dax_mount(), but with dax=inode: each file's flag decides."""
-    with guest.mounted(guest.namespace(_NAMESPACE[fs]), fs, dax="inode") as mount:
+    with guest.mounted(guest.namespace(NAMESPACE[fs]), fs, dax="inode") as mount:
         yield mount
 
 
@@ -71,33 +71,38 @@ def has_fs_dax(guest: Guest) -> bool:
     return set(symbols.stdout.split()) != {"vfs_read"}
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """A mount that may have been refused: then there is no path, and mount(8)'s words say why."""
-
-    path: str | None
-    words: str
-
-
 @contextlib.contextmanager
-def undaxable_mount(guest: Guest, fs: str, lacks: str) -> Iterator[Attempt]:
-    """Try dax=always on 1 KiB blocks ("page-sized blocks") or on a loop device ("a DAX device")."""
-    path = "/mnt/undaxable"
-    guest.run(f"mkdir -p {path}; modprobe -q {fs}; modprobe -q loop; true")
+def undaxable_device(guest: Guest, fs: str, lacks: str) -> Iterator[str]:
+    """Make ``fs`` of 1 KiB blocks ("page-sized blocks") or on a loop device ("a DAX device")."""
+    image = "/dev/shm/nvh-undaxable"
+    guest.run(f"mkdir -p /mnt/undaxable; modprobe -q {fs}; modprobe -q loop; true")
     force = {"ext4": "-qF", "xfs": "-qf -m reflink=0"}[fs]
-    device = guest.namespace(_NAMESPACE[fs]).device
+    device = guest.namespace(NAMESPACE[fs]).device
     if lacks == "page-sized blocks":
         guest.run(f"mkfs.{fs} {force} {'-b 1024' if fs == 'ext4' else '-b size=1024'} {device}")
-        options = "dax=always"
     else:
-        device, options = "/dev/shm/nvh-undaxable", "loop,dax=always"
-        guest.run(f"truncate -s 400M {device}; mkfs.{fs} {force} {device}")
-    done = guest.run(f"mount -t {fs} -o {options} {device} {path}", check=False)
-    shown = guest.run(f"grep ' {path} ' /proc/mounts", check=False).stdout.strip()
+        made = guest.run(
+            f"truncate -s 400M {image} && mkfs.{fs} {force} {image} && losetup -f --show {image}"
+        )
+        device = made.stdout.split()[-1]
     try:
-        yield Attempt(path if done.status == 0 else None, shown or done.stderr.strip())
+        yield device
     finally:
-        guest.run(f"umount {path} 2>/dev/null; rm -f /dev/shm/nvh-undaxable", check=False)
+        guest.run(f"umount /mnt/undaxable 2>/dev/null; losetup -D; rm -f {image}", check=False)
+
+
+def extent_of(guest: Guest, mount: Mount, file: str, offset: int) -> tuple[int, int]:
+    """Return where a file's byte lies in memory, a physical address, and how much lies with it."""
+    block = f"/sys/block/{mount.namespace.device.removeprefix('/dev/')}/device/resource"
+    said = guest.run(f"xfs_io -r -c 'fiemap' {file}; cat {block}").stdout.splitlines()
+    for line in said[1:-1]:
+        # "0: [0..16383]: 8192..24575", in units of 512 bytes; a hole has no numbers.
+        found = re.fullmatch(r"\s*\d+: \[(\d+)\.\.(\d+)\]: (\d+)\.\.\d+", line)
+        if found and int(found[1]) * 512 <= offset <= int(found[2]) * 512:
+            into = offset - int(found[1]) * 512
+            start = int(said[-1], 0) + int(found[3]) * 512 + into
+            return start, (int(found[2]) + 1) * 512 - offset
+    return 0, 0
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from harness.guest import Guest
 from harness.verdict.expectation import Case
 from testcases import namespaces
 from testcases.filesystems import NAMES, dax_mount
+from testcases.vfio_steps import aligned
 
 MIB, GIB = 1 << 20, 1 << 30
 _BYTES = {"4K": 4096, "2M": 2 * MIB, "1G": GIB}
@@ -81,6 +84,55 @@ def _overhead(mode: str, align: str, where: str, raw: int) -> int:
     # The map itself may be padded to the alignment once more.
     pages = raw // 4096 * 64 + _BYTES[align] if where == "dev" else 0
     return max(_BYTES[align], 2 * MIB) + pages
+
+
+def test_n1_labels_tell_the_namespaces(guest: Guest, case: Case) -> None:
+    """Two namespaces of a region stay what they are when their labels are read anew."""
+    old = guest.namespace("devdax2m")
+    region = old.region
+    namespaces.ndctl(guest, "destroy-namespace", "-f", old.dev)
+    empty = namespaces.room(guest, region).available
+    made = [
+        namespaces.create(guest, region, "-m", mode, "-s", str(size), "-n", name)
+        for mode, size, name in (("raw", 16 * MIB, "first"), ("fsdax", 32 * MIB, "second"))
+    ]
+    for space in made:
+        namespaces.write_pattern(guest, space.device)
+    before = _listed(guest, region)
+    case.expect("names", [entry.get("name") for entry in before], right=["first", "second"])
+    # The next one's size, as the kernel takes it: no part of a unit, and no more than there is.
+    seed = guest.run(f"cat /sys/bus/nd/devices/{region}/namespace_seed").stdout.strip()
+    for what, size in (("part", 16 * MIB + 512), ("too_large", empty)):
+        write = f"/bin/echo {size} > /sys/bus/nd/devices/{seed}/size"
+        done = guest.run(f"{write}; cat /sys/bus/nd/devices/{seed}/size", check=False)
+        case.fact(f"size {what}", done.stderr.strip())
+        case.expect(f"size_{what}", done.stdout.strip())
+    taken = namespaces.room(guest, region).available
+    case.expect("bytes free beside them", taken, right=empty - 48 * MIB)
+    dimm = json.loads(namespaces.ndctl(guest, "list", "-D", "-r", region).stdout)[0]["dev"]
+    for words in (("disable-region", region), ("disable-dimm", dimm)):
+        namespaces.ndctl(guest, *words)
+    for words in (("enable-dimm", dimm), ("enable-region", region)):
+        namespaces.ndctl(guest, *words)
+    case.expect("namespaces read anew", _listed(guest, region), right=before)
+    case.expect("bytes free", namespaces.room(guest, region).available, right=taken)
+    for space in made:
+        case.expect("data", namespaces.read_pattern(guest, space.device))
+    # One goes: the other keeps its place and its data.
+    namespaces.ndctl(guest, "destroy-namespace", "-f", made[0].dev)
+    case.expect("the other namespace", _listed(guest, region), right=before[1:])
+    case.expect("data", namespaces.read_pattern(guest, made[1].device))
+
+
+def _listed(guest: Guest, region: str) -> list[dict[str, Any]]:
+    """Return a region's namespaces by name, with what their labels say of them."""
+    said = json.loads(namespaces.ndctl(guest, "list", "-N", "-v", "-r", region).stdout or "[]")
+    keys = ("name", "mode", "size", "uuid", "raw_uuid", "sector_size", "blockdev", "dev")
+    found = [{key: entry[key] for key in keys if key in entry} for entry in said]
+    for entry in found:
+        where = f"cat /sys/bus/nd/devices/{entry['dev']}/resource"
+        entry["resource"] = guest.run(where).stdout.strip()
+    return sorted(found, key=lambda entry: str(entry.get("name")))
 
 
 def test_n1_system_ram(guest: Guest, case: Case) -> None:
@@ -202,6 +254,64 @@ def test_n2_open_block_device(guest: Guest, case: Case, how: str) -> None:
     namespaces.ndctl(guest, "enable-namespace", namespace.dev)
     namespaces.write_pattern(guest, namespace.device)
     case.expect("data", namespaces.read_pattern(guest, namespace.device))
+
+
+def test_n4_read_only_region(guest: Guest, case: Case) -> None:
+    """Nothing writes to a region that is read-only: no block device, no mount, no mapping."""
+    namespace = guest.namespace("fsdax0")
+    block = namespace.device.removeprefix("/dev/")
+    switch = f"/sys/bus/nd/devices/{namespace.region}/read_only"
+    mount = ("--type", "ext4", "--device", namespace.device, "--path", "/mnt/ro")
+    write = f"dd if=/dev/zero of={namespace.device} bs=4096 seek=9000 count=1 oflag=direct"
+    with dax_mount(guest, case, "ext4") as mounted:
+        guest.run(f"mkdir -p /mnt/ro; echo kept > {mounted.path}/a")
+    head = f"head -c 64M {namespace.device} | cksum"
+    before = guest.run(head).stdout
+    guest.run(f"echo 1 > {switch}")
+    case.expect("disk_read_only", guest.run(f"cat /sys/block/{block}/ro").stdout.strip())
+    done = guest.run(write, check=False)
+    case.expect("write", "not permitted" in done.stderr)
+    tried = guest.workload("try_mount", *mount, "--options", "dax=always").facts
+    case.expect("mount_writable", tried["mount"])
+    tried = guest.workload("try_mount", *mount, "--options", "dax=always", "--readonly").facts
+    case.expect("mount_read_only", tried["mount"])
+    case.expect("file", guest.run("cat /mnt/ro/a").stdout.strip(), right="kept")
+    again = guest.workload("try_mount", "--path", "/mnt/ro", "--remount").facts
+    case.expect("remount_writable", again["mount"])
+    guest.run("umount /mnt/ro")
+    case.expect("the device's first 64 MiB", guest.run(head).stdout, right=before)
+    guest.run(f"echo 0 > {switch}")
+    case.expect("disk_writable", guest.run(f"cat /sys/block/{block}/ro").stdout.strip())
+    case.expect("write_again", guest.run(write, check=False).status)
+
+
+@pytest.mark.parametrize("align", ["4K", "2M", "1G"])
+def test_n5_device_dax_is_its_own_memory(guest: Guest, case: Case, align: str) -> None:
+    """All of the device at its page size, each page in its place, and nothing beyond."""
+    with contextlib.ExitStack() as stack:
+        device = guest.namespace("devdax1g" if align == "1G" else "devdax2m").device
+        if align == "4K":
+            device = stack.enter_context(aligned(guest, "devdax2m", "4K"))
+        sysfs = f"/sys/bus/dax/devices/{device.removeprefix('/dev/')}"
+        size, resource, unit = guest.run(f"cd {sysfs}; cat size resource align").stdout.split()
+        case.expect("align", int(unit), right=_BYTES[align])
+        facts = guest.workload(
+            "devdax", "--device", device, "--size", size, "--whole", unit, "--resource", resource
+        ).facts
+    case.fact("device-dax", facts)
+    case.expect("map", facts["map"])
+    faults = min(int(size) // int(unit), facts["touched"])
+    case.expect("faults of the whole", facts["faults"], right=faults)
+    case.expect("page size", facts["kernel_page_size"], right=int(unit))
+    for key in ("last_byte", "beyond", "beyond_store", "misplaced_pages", "frames_wrong"):
+        case.expect(key, facts[key])
+    if align != "1G":  # pagemap says nothing of those
+        case.expect("frames_unknown", facts["frames_unknown"])
+    if align != "4K":
+        for key in ("split", "split_protect", "after_split", "part_offset", "part_length"):
+            case.expect(key, facts[key])
+    for key in ("store_to_read_only", "writable_of_read_only", "read", "write"):
+        case.expect(f"devdax_{key}", facts[key])
 
 
 @pytest.mark.parametrize("fs", [*NAMES, "xfs-rmapbt"])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.guest import Guest
+from harness.guest.ssh import Result
 from harness.verdict.expectation import Case
 from testcases.filesystems import dax_mount
 from testcases.vfio_steps import aligned
@@ -113,6 +114,11 @@ def machine_check(guest: Guest, case: Case, address: int) -> None:
     )
 
 
+def await_bad_blocks(guest: Guest, where: str) -> None:
+    """Wait until some are listed: the log is worked through by a kernel thread."""
+    guest.run(f'for i in $(seq 50); do [ -n "$(cat {where}/badblocks)" ] && break; sleep 0.1; done')
+
+
 @every_fs
 def test_n3_fsdax_machine_check(guest: Guest, case: Case, fs: str) -> None:
     """The bad block is listed; its page cannot be read, mapped or not, and all others can."""
@@ -124,11 +130,7 @@ def test_n3_fsdax_machine_check(guest: Guest, case: Case, fs: str) -> None:
         sysfs = f"/sys/block/{mount.namespace.device.removeprefix('/dev/')}"
         case.prove("no bad block before", bad_blocks(guest, sysfs) == "")
         machine_check(guest, case, before["pfn"] * 4096)
-        # The log is worked through by a kernel thread.
-        guest.run(
-            f'for i in $(seq 50); do [ -s {sysfs}/badblocks ] && [ -n "$(cat {sysfs}/badblocks)" ] '
-            "&& break; sleep 0.1; done"
-        )
+        await_bad_blocks(guest, sysfs)
         start = int(guest.run(f"cat {sysfs}/device/resource").stdout, 0)
         sector = (before["pfn"] * 4096 - start) // 512
         case.expect("bad blocks", bad_blocks(guest, sysfs), right=f"{sector} 8")
@@ -149,11 +151,54 @@ def test_n3_devdax_machine_check(guest: Guest, case: Case) -> None:
     case.prove("the frame is known", before["pfn"] != 0, seen=before["pfn"])
     region = f"/sys/bus/nd/devices/{namespace.region}"
     machine_check(guest, case, before["pfn"] * 4096)
-    guest.run(
-        f'for i in $(seq 50); do [ -n "$(cat {region}/badblocks)" ] && break; sleep 0.1; done'
-    )
+    await_bad_blocks(guest, region)
     start = int(guest.run(f"cat {region}/resource").stdout, 0)
     sector = (before["pfn"] * 4096 - start) // 512
     case.expect("bad blocks", bad_blocks(guest, region), right=f"{sector} 8")
     listed = guest.run(f"ndctl list -N -M -n {namespace.dev}").stdout
     case.expect("ndctl lists", '"badblock_count":8' in listed, right=True)
+
+
+def test_n3_block_device_machine_check(guest: Guest, case: Case) -> None:
+    """The device gives an error for the bad block, not data, and forgets nothing when enabled anew.
+
+    QEMU's NVDIMM cannot clear errors, so a write to the block is refused and the list stays.
+    """
+    namespace = guest.namespace("fsdax0")
+    device, page = namespace.device, 300
+    sysfs = f"/sys/block/{device.removeprefix('/dev/')}"
+    near = f"dd if={device} bs=4096 skip={page - 1} iflag=direct count="
+    guest.run(
+        "cd /tmp; dd if=/dev/urandom of=near bs=4096 count=3 2>/dev/null; "
+        f"dd if=near of={device} bs=4096 seek={page - 1} oflag=direct 2>/dev/null; "
+        f"{near}3 2>/dev/null | cmp near -"
+    )
+    case.prove("no bad block before", bad_blocks(guest, sysfs) == "")
+    start = int(guest.run(f"cat {sysfs}/device/resource").stdout, 0)
+    machine_check(guest, case, start + page * 4096)
+    await_bad_blocks(guest, sysfs)
+    for when in ("at once", "enabled anew"):
+        if when == "enabled anew":
+            guest.run(f"ndctl disable-namespace {namespace.dev}", timeout=20.0)
+            guest.run(f"ndctl enable-namespace {namespace.dev}", timeout=60.0)
+        case.expect(f"bad blocks, {when}", bad_blocks(guest, sysfs), right=f"{page * 8} 8")
+        got = guest.run(f"{near}3 of=/tmp/got", check=False)
+        case.expect(f"read of three pages, {when}", _error(got), right="EIO")
+        around = guest.run(
+            f"{near}1 2>/dev/null > /tmp/a; dd if={device} bs=4096 skip={page + 1} iflag=direct "
+            "count=1 2>/dev/null >> /tmp/a; (head -c 4096 /tmp/near; tail -c 4096 /tmp/near) "
+            "| cmp - /tmp/a",
+            check=False,
+        )
+        case.expect(f"the pages around it, {when}", around.status, right=0)
+        wrote = guest.run(
+            f"dd if=/dev/zero of={device} bs=4096 seek={page} count=1 oflag=direct", check=False
+        )
+        case.expect(f"write, {when}", _error(wrote), right="EIO")
+        case.expect(f"bad blocks after it, {when}", bad_blocks(guest, sysfs), right=f"{page * 8} 8")
+
+
+def _error(done: Result) -> str:
+    """Return EIO where that is why dd failed, else what it said."""
+    failed = done.status != 0 and "Input/output error" in done.stderr
+    return "EIO" if failed else f"status {done.status}: {done.stderr.strip()}"

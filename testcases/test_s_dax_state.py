@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,15 +14,19 @@ from harness.lab import Lab
 from harness.verdict.expectation import Case
 from testcases.filesystems import (
     NAMES,
+    NAMESPACE,
     dax_mount,
     ext2_mount,
+    extent_of,
     has_fs_dax,
     inode_mount,
     mounted_again,
     page_cache_mount,
-    undaxable_mount,
+    remounted,
+    undaxable_device,
     unmounted_state,
 )
+from testcases.nvdimm_image import Layout, file_digest, layout, read_blocks, strays
 
 every_fs = pytest.mark.parametrize("fs", NAMES)
 
@@ -58,47 +63,88 @@ def test_s1_dax_never_covers_nothing(guest: Guest, case: Case, fs: str) -> None:
 
 @every_fs
 def test_s2_dax_inode_follows_the_directory_flag(guest: Guest, case: Case, fs: str) -> None:
-    """Children inherit the flag, and files of flagged directories are DAX."""
+    """What is made in a flagged directory inherits the flag, for good; nothing else does."""
+
+    def state(path: str, *options: str) -> dict[str, Any]:
+        return guest.workload("dax_state", "--path", f"{mount.path}/{path}", *options).facts
+
     with inode_mount(guest, fs) as mount:
-        guest.run(f"mkdir {mount.path}/d")
-        state = {
-            "directory": guest.workload(
-                "dax_state", "--path", f"{mount.path}/d", "--flag", "on"
-            ).facts
-        }
-        guest.run(f"mkdir {mount.path}/d/e")
-        state["subdirectory"] = guest.workload("dax_state", "--path", f"{mount.path}/d/e").facts
-        for name, path in (("child", "d/a"), ("outside", "a")):
-            state[name] = guest.workload(
-                "dax_state", "--path", f"{mount.path}/{path}", "--create", "64K"
-            ).facts
-    case.expect("set_flag", state["directory"]["set_flag"])
-    for name in ("child", "directory", "outside"):
-        case.expect(name, state[name]["dax"])
-    case.expect("child_flag", state["child"]["flag"])
-    case.expect("subdirectory_flag", state["subdirectory"]["flag"])
+        guest.run(f"mkdir {mount.path}/d; cd {mount.path}; echo a > d/earlier; echo a > moved")
+        seen = {"directory": state("d", "--flag", "on")}
+        guest.run(f"cd {mount.path}; mkdir d/e; mv moved d/moved")
+        seen["subdirectory"] = state("d/e")
+        for name, path in (("child", "d/a"), ("grandchild", "d/e/a"), ("outside", "a")):
+            seen[name] = state(path, "--create", "64K")
+        for name in ("earlier", "moved"):
+            seen[name] = state(f"d/{name}")
+        case.expect("clear_flag", state("d", "--flag", "off")["set_flag"])
+        seen["later"] = state("d/later", "--create", "64K")
+        seen["kept"] = state("d/a")
+        mapped = state("d/a", "--map")
+    case.expect("set_flag", seen["directory"]["set_flag"])
+    dax = {"child", "grandchild", "kept"}
+    for name, facts in seen.items():
+        case.expect(f"{name} is DAX", facts["dax"], right=name in dax)
+        flagged = dax | {"directory", "subdirectory"}
+        case.expect(f"{name} has the flag", facts["flag"], right=name in flagged)
+    case.expect("child_map_sync", mapped["sync"])
 
 
 @every_fs
 def test_s3_flag_counts_from_the_next_open(guest: Guest, case: Case, fs: str) -> None:
-    """An open file does not change under its user."""
+    """An open file does not change under its users; the next open gets what the flag says.
+
+    Nothing is evicted by hand: the last close does it.
+    """
+    with inode_mount(guest, fs) as mount:
+        file = ("--path", f"{mount.path}/a")
+        # What was written through the page cache, and is not on the device yet, is to outlive it.
+        on = guest.workload(
+            "dax_state", *file, "--create", "64K", "--fill", "--flag", "on", "--held"
+        ).facts
+        anew = guest.workload("dax_state", *file, "--check", "--map").facts
+        off = guest.workload("dax_state", *file, "--fill", "--flag", "off", "--held").facts
+        back = guest.workload("dax_state", *file, "--check", "--map").facts
+    case.prove("it was not DAX before", not on["held_before"])
+    for name, facts, then in (("on", on, False), ("off", off, True)):
+        case.expect("set_flag", facts["set_flag"])
+        for key in ("held_dax", "second_dax", "held_dax_after_a_close"):
+            case.expect(f"{key}, flag {name}", facts[key], right=then)
+        sync = "held_map_sync_on_dax" if then else "held_map_sync_without"
+        case.expect(sync, facts["held_map_sync"])
+        case.expect(f"flag set {name}", facts["flag"], right=not then)
+    case.expect("opened_anew", anew["dax"])
+    case.expect("map_sync_anew", anew["sync"])
+    case.expect("taken_back", back["dax"])
+    case.expect("map_sync_back", back["sync"])
+    for facts in (anew, back):
+        for key in ("content", "content_mapped"):
+            case.expect(key, facts[key])
+
+
+@every_fs
+def test_s3_flag_counts_after_eviction(guest: Guest, case: Case, fs: str) -> None:
+    """Whatever the last close does, an inode that is read anew, or mounted anew, has its state."""
     evict = "sync; echo 2 > /proc/sys/vm/drop_caches"
     with inode_mount(guest, fs) as mount:
-        file = f"{mount.path}/a"
-        guest.workload("dax_state", "--path", file, "--create", "64K")
-        holder = guest.run(f"exec sleep 300 < {file} > /dev/null 2>&1 & echo $!").stdout.strip()
-        flagged = guest.workload("dax_state", "--path", file, "--flag", "on").facts
-        # Releases differ in whether the last close evicts the inode; here it certainly goes.
-        guest.run(f"kill {holder}; while [ -e /proc/{holder} ]; do sleep 0.1; done; {evict}")
-        anew = guest.workload("dax_state", "--path", file).facts
-        guest.workload("dax_state", "--path", file, "--flag", "off")
+        file = ("--path", f"{mount.path}/a")
+        flagged = guest.workload(
+            "dax_state", *file, "--create", "64K", "--fill", "--flag", "on"
+        ).facts
         guest.run(evict)
-        back = guest.workload("dax_state", "--path", file).facts
+        seen = {"evicted": guest.workload("dax_state", *file, "--check").facts}
+        case.expect("file system", remounted(guest, mount), right="clean")
+        seen["mounted anew"] = guest.workload("dax_state", *file, "--check").facts
+        guest.workload("dax_state", *file, "--flag", "off")
+        guest.run(evict)
+        back = guest.workload("dax_state", *file, "--check").facts
     case.expect("set_flag", flagged["set_flag"])
-    case.expect("flag", flagged["flag"])
-    case.expect("while_open", flagged["dax"])
-    case.expect("opened_anew", anew["dax"])
+    for name, facts in seen.items():
+        case.expect(f"DAX, {name}", facts["dax"], right=True)
+        case.expect(f"flag, {name}", facts["flag"], right=True)
     case.expect("taken_back", back["dax"])
+    for facts in (*seen.values(), back):
+        case.expect("content", facts["content"])
 
 
 @every_fs
@@ -108,29 +154,60 @@ def test_s4_dax_never_keeps_the_flag(guest: Guest, case: Case, fs: str) -> None:
         flagged = guest.workload(
             "dax_state", "--path", f"{mount.path}/a", "--create", "64K", "--flag", "on"
         ).facts
-        if fs == "ext4":
-            remount = guest.run(f"mount -o remount,dax=always {mount.path}", check=False)
-            case.fact("remount", remount.stderr.strip())
-            case.expect("the remount is refused", remount.status != 0, right=True)
-        after = guest.workload("dax_state", "--path", f"{mount.path}/b", "--create", "64K").facts
+        again = guest.workload("dax_state", "--path", f"{mount.path}/a").facts
     case.expect("dax", flagged["dax"])
-    case.expect("flag", flagged["flag"])
-    case.expect("dax_after_remount", after["dax"])
+    case.expect("dax", again["dax"])
+    case.expect("flag", again["flag"])
+
+
+@every_fs
+def test_s4_remount_changes_nothing(guest: Guest, case: Case, fs: str) -> None:
+    """ext4 refuses another mode, xfs says yes and goes on as before; the same mode is no change."""
+    modes = ("always", "never", "inode")
+    for mode in modes:
+        make = () if mode == modes[0] else None
+        with guest.mounted(guest.namespace(NAMESPACE[fs]), fs, dax=mode, mkfs=make) as mount:
+            case.prove(f"the mount is dax={mode}", mount.is_dax == (mode == "always"))
+            again = ("--path", mount.path, "--remount")
+            for other in modes:
+                tried = guest.workload("try_mount", *again, "--options", f"dax={other}").facts
+                case.fact(f"from {mode} to {other}", tried["mount"])
+                case.expect("remount_same" if other == mode else f"remount_{fs}", tried["mount"])
+                case.expect("options afterwards", tried["options"], right=mount.options)
+            readonly = guest.workload("try_mount", *again, "--readonly").facts
+            case.expect("remount_same", readonly["mount"])
+            case.expect("remount_same", guest.workload("try_mount", *again).facts["mount"])
+            after = guest.workload("dax_state", "--path", f"{mount.path}/b", "--create", "64K")
+            case.expect(f"a new file is DAX, {mode}", after.facts["dax"], right=mode == "always")
+    words = _count(guest, "can't change dax mount option")
+    case.expect("kernel's words", words, right=6 if fs == "ext4" else 0)
+
+
+def _count(guest: Guest, words: str) -> int:
+    """Return how many lines of the kernel's log have these words."""
+    return int(guest.run(f'dmesg | grep -cF "{words}"', check=False).stdout)
 
 
 @every_fs
 @pytest.mark.parametrize("lacks", ["page-sized blocks", "a DAX device"])
 def test_s5_no_dax_where_it_cannot_be(guest: Guest, case: Case, fs: str, lacks: str) -> None:
     """ext4 refuses; xfs mounts, and says by statx that it is not DAX."""
-    with undaxable_mount(guest, fs, lacks) as mounted:
-        case.fact("mounted", mounted.words)
-        if fs == "ext4":
-            case.expect("ext4 refuses the mount", mounted.path is None, right=True)
-        if mounted.path is not None:
-            file = f"{mounted.path}/a"
-            case.expect(
-                "dax", guest.workload("dax_state", "--path", file, "--create", "64K").facts["dax"]
-            )
+    with undaxable_device(guest, fs, lacks) as device:
+        where = ("--type", fs, "--device", device, "--path", "/mnt/undaxable")
+        # Without the option nothing is wrong with it.
+        control = guest.workload("try_mount", *where).facts
+        case.expect("control", control["mount"])
+        guest.run("umount /mnt/undaxable")
+        tried = guest.workload("try_mount", *where, "--options", "dax=always").facts
+        case.fact("options", tried["options"])
+        case.expect(f"mount_{fs}", tried["mount"])
+        key = f"words_{fs}_{'blocks' if lacks == 'page-sized blocks' else 'device'}"
+        words = case.row.expected(key)
+        case.expect(key, words if _count(guest, words) else guest.run("dmesg | tail -n 3").stdout)
+        if fs == "xfs":
+            file = guest.workload("dax_state", "--path", "/mnt/undaxable/a", "--create", "64K")
+            case.expect("dax", file.facts["dax"])
+            guest.run("umount /mnt/undaxable")
 
 
 @every_fs
@@ -170,31 +247,60 @@ def test_s6_map_sync_on_the_root_file_system(guest: Guest, case: Case) -> None:
     case.expect("sync_without", facts["sync"])
 
 
-def test_s7_map_sync_outlives_a_power_cut(
+def test_s7_what_is_synced_outlives_a_power_cut(
     guest: Guest, case: Case, power_cycle: Callable[[], Guest]
 ) -> None:
-    """What was stored, and the file around it, needs no msync()."""
+    """What was stored is there, by MAP_SYNC without msync(), and nothing else has changed.
+
+    The host compares the NVDIMMs whole: free blocks and those of other files are as they were.
+    """
     boots = [guest.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()]
     # The periodic writeback would save what nobody has synced.
     guest.run("echo 0 > /proc/sys/vm/dirty_writeback_centisecs")
+    # MAP_SYNC comes after the syncs, which would save its blocks as well.
+    stores = ("fsync", "msync", "sync", "shared")
     with dax_mount(guest, case, "ext4") as ext4, dax_mount(guest, case, "xfs") as xfs:
-        for mount, how in itertools.product((ext4, xfs), ("sync", "shared")):
+        for mount in (ext4, xfs):
+            guest.run(f"head -c 2M /dev/urandom > {mount.path}/bystander; sync -f {mount.path}")
+        before = {name: read_blocks(file) for name, file in guest.nvdimms.items()}
+        for mount, how in itertools.product((ext4, xfs), stores):
             stored = guest.workload("persist", "--file", f"{mount.path}/{how}", "--store", how)
             case.prove(f"the file on {mount.fstype} is DAX", stored.facts["dax"])
             case.expect("map", stored.facts["map"])
         again = power_cycle()
     boots.append(again.run("cat /proc/sys/kernel/random/boot_id").stdout.strip())
     case.prove("it is another boot", boots[0] != boots[1], seen=boots)
+    wheres: dict[str, Layout] = {}
+    sums: dict[str, str] = {}
     for fs in NAMES:
         with mounted_again(again, fs) as mount:
             words = again.run(f"dmesg | grep -i '{fs}.*recovery'", check=False).stdout.strip()
-            found = again.workload("persist", "--file", f"{mount.path}/sync").facts
-            unsynced = again.workload("persist", "--file", f"{mount.path}/shared").facts
+            found = {
+                how: again.workload("persist", "--file", f"{mount.path}/{how}").facts
+                for how in stores
+            }
+            there = [how for how in (*stores, "bystander") if how == "bystander" or
+                     found[how]["open"] == "OK"]  # fmt: skip
+            wheres[fs] = layout(again, mount, *there)
+            sums[fs] = again.run(f"sha256sum < {mount.path}/sync").stdout.split()[0]
         case.prove(f"{fs} was in use when the power went", bool(words), seen=words)
-        case.fact(f"{fs} without MAP_SYNC", unsynced["content"])  # nobody has promised anything
-        for key in ("open", "content", "content_mapped"):
-            case.expect(key, found[key])
+        # Nobody has promised anything of it.
+        case.fact(f"{fs} without MAP_SYNC", found.pop("shared")["content"])
+        for how, facts in found.items():
+            case.fact(f"{fs}, {how}", facts["content"])
+            for key in ("open", "content", "content_mapped"):
+                case.expect(key, facts[key])
         case.expect(f"{fs} afterwards", unmounted_state(again, mount), right="clean")
+    for name, file in guest.nvdimms.items():
+        after = read_blocks(file)
+        if name not in NAMESPACE.values():
+            case.expect(f"{name} is as it was", after == before[name], right=True)
+            continue
+        fs = next(fs for fs in NAMES if NAMESPACE[fs] == name)
+        where = wheres[fs]
+        case.prove(f"free blocks of {fs} are known", len(where.free) > 0, seen=len(where.free))
+        case.expect("strays", strays(before[name], after, where, stores))
+        case.expect("host's data", file_digest(file, where.files["sync"]), right=sums[fs])
 
 
 def test_s8_ext2_is_served_by_ext4(guest: Guest, case: Case) -> None:
@@ -247,19 +353,39 @@ def test_s10_devdax_without_fs_dax(guest: Guest, case: Case, lab: Lab, name: str
         case.expect(key, facts[key])
 
 
-@pytest.mark.parametrize("place", ["aligned", "misaligned"])
-@pytest.mark.parametrize("fs", NAMES)
+@pytest.mark.parametrize("place", ["aligned", "misaligned", "shifted"])
+@every_fs
 def test_s11_huge_faults(guest: Guest, case: Case, fs: str, place: str) -> None:
-    """One fault for 2 MiB, or one for each of its 512 pages."""
+    """One fault for 2 MiB, or one for each of its 512 pages.
+
+    The address may be misaligned, or the blocks shifted: where they lie 4 KiB off on the device.
+    """
     # The file system is told to put extents on 2 MiB boundaries of the device.
     mkfs = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}[fs]
     with dax_mount(guest, case, fs, mkfs=mkfs) as mount:
+        file = f"{mount.path}/a"
         if fs == "xfs":
             guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
+        guest.workload("dax_state", "--path", file, "--create", "10M")
+        if (
+            place == "shifted"
+        ):  # what follows moves one page down in the file, and not on the device
+            guest.run(f"fallocate -c -o 0 -l 4096 {file}")
         facts = guest.workload(
-            "dax_state", "--path", f"{mount.path}/a", "--create", "8M", "--fault", "--offset", "2M",
+            "dax_state", "--path", file, "--fault", "--offset", "2M",
             *(["--misaligned"] if place == "misaligned" else []),
         ).facts  # fmt: skip
-        extent = guest.run(f"xfs_io -r -c 'fiemap -v' {mount.path}/a").stdout
-    case.fact("extents", extent)
+        start, length = extent_of(guest, mount, file, 2 << 20)
+    case.prove("2 MiB of the file lie in one piece", length >= 2 << 20, seen=length)
+    off = start % (2 << 20)
+    case.prove("the piece is where it should be", (off == 4096) == (place == "shifted"), seen=off)
+    case.prove("an aligned piece is", place == "shifted" or off == 0, seen=off)
     case.expect(place, facts["faults"])
+    case.expect("mapped_data", facts["mapped_data"])
+    if "trace_missing" in facts:
+        case.fact("no tracepoints", facts["trace_missing"])
+        return
+    huge = place == "aligned"
+    case.expect("2 MiB entries made", facts["pmd_mapped"], right=1 if huge else 0)
+    case.expect("4 KiB faults", facts["pte_faults"], right=0 if huge else 512)
+    case.expect("a 2 MiB entry was tried", facts["pmd_fallbacks"] > 0, right=not huge)

@@ -17,6 +17,7 @@
 
 #include "memory.h"
 #include "nvh.h"
+#include "trace.h"
 
 #ifndef STATX_ATTR_DAX
 #define STATX_ATTR_DAX 0x00200000 /* since 5.8 */
@@ -131,27 +132,121 @@ static void try_mappings(const char *path)
 	nvh_step(true, "mappings tried");
 }
 
-/* Faults are counted: a page table entry for 2 MiB takes one, 4 KiB entries take 512. */
+/*
+ * Faults are counted: a page table entry for 2 MiB takes one, 4 KiB entries take 512.  The kernel's
+ * tracepoints say the same in their own words: pmd_mapped, pmd_fallbacks, pte_faults.
+ */
 static void count_faults(const char *path, off_t offset, bool misaligned)
 {
 	struct rusage before, after;
 	int fd = open(path, O_RDWR | O_CLOEXEC);
-	char *room = mmap(NULL, 3 * HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *addr;
+	char *addr, *back;
+	bool traced;
 
-	if (fd < 0 || room == MAP_FAILED)
+	if (fd < 0)
 		nvh_bail("%s: %s", path, nvh_errname(errno));
-	addr = (char *)(((uintptr_t)room + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
-	if (misaligned)
-		addr += memory_page();
-	if (mmap(addr, HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset) == MAP_FAILED)
-		nvh_bail("mmap: %s", nvh_errname(errno));
+	addr = memory_map_aligned(fd, HUGE_PAGE, offset, PROT_READ | PROT_WRITE, MAP_SHARED,
+				  misaligned ? memory_page() : 0);
+	traced = trace_start();
 	getrusage(RUSAGE_SELF, &before);
 	for (size_t at = 0; at < HUGE_PAGE; at += memory_page())
 		((volatile char *)addr)[at] = 1; /* stored at once: a load would be a fault of its own */
 	getrusage(RUSAGE_SELF, &after);
 	nvh_fact_int("faults", after.ru_minflt + after.ru_majflt - before.ru_minflt - before.ru_majflt);
+	if (traced) {
+		nvh_fact_int("pmd_mapped", (long long)trace_count("dax_pmd_fault_done", " NOPAGE"));
+		nvh_fact_int("pmd_fallbacks", (long long)trace_count("dax_pmd_fault_done", " FALLBACK"));
+		nvh_fact_int("pte_faults", (long long)trace_count("dax_pte_fault_done", NULL));
+		trace_stop();
+	}
+	/* A page table entry that leads elsewhere is no use, however large it is. */
+	memory_fill(addr, HUGE_PAGE, SEED);
+	back = malloc(HUGE_PAGE);
+	nvh_fact_str("mapped_data", back && pread(fd, back, HUGE_PAGE, offset) == (ssize_t)HUGE_PAGE &&
+					    memory_check(back, HUGE_PAGE, SEED) == HUGE_PAGE
+				    ? "OK" : "differs");
+	free(back);
 	close(fd);
 	nvh_step(true, "2 MiB touched");
+}
+
+/* Writes the pattern to the file with write(), and leaves it where that puts it. */
+static void fill(const char *path)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	struct stat info;
+	char *data;
+
+	if (fd < 0 || fstat(fd, &info) || !(data = malloc((size_t)info.st_size)))
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	memory_fill(data, (size_t)info.st_size, SEED);
+	if (write(fd, data, (size_t)info.st_size) != info.st_size)
+		nvh_bail("write to %s: %s", path, nvh_errname(errno));
+	free(data);
+	close(fd);
+	nvh_step(true, "%s written", path);
+}
+
+/* Facts content and content_mapped: is what fill() wrote still there. */
+static void check(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	struct stat info;
+	size_t size;
+	char *data, *map;
+
+	if (fd < 0 || fstat(fd, &info) || !(data = malloc((size_t)info.st_size)))
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	size = (size_t)info.st_size;
+	nvh_fact_str("content", read(fd, data, size) == (ssize_t)size && memory_check(data, size, SEED) == size
+				? "OK" : "differs");
+	map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+	nvh_fact_str("content_mapped", map != MAP_FAILED && memory_check(map, size, SEED) == size ? "OK" : "differs");
+	free(data);
+	close(fd);
+	nvh_step(true, "content looked at");
+}
+
+static bool is_dax_by_fd(int fd)
+{
+	struct statx info;
+
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &info))
+		nvh_bail("statx: %s", nvh_errname(errno));
+	return info.stx_attributes & STATX_ATTR_DAX;
+}
+
+/* MAP_SYNC is what only a DAX file accepts: it tells what statx() promises. */
+static const char *map_sync(int fd)
+{
+	void *addr = mmap(NULL, memory_page(), PROT_READ, MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0);
+	int err = addr == MAP_FAILED ? errno : 0;
+
+	if (!err)
+		munmap(addr, memory_page());
+	return nvh_errname(err);
+}
+
+/* The file stays open while its flag changes and while it is opened once more.  Facts held_*, second_*. */
+static void change_while_held(const char *path, bool on)
+{
+	int held = open(path, O_RDWR | O_CLOEXEC), second;
+
+	if (held < 0)
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	nvh_fact_bool("held_before", is_dax_by_fd(held));
+	set_flag(path, on);
+	nvh_fact_bool("held_dax", is_dax_by_fd(held));
+	nvh_fact_str("held_map_sync", map_sync(held));
+	second = open(path, O_RDWR | O_CLOEXEC);
+	if (second < 0)
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	nvh_fact_bool("second_dax", is_dax_by_fd(second));
+	close(second);
+	/* One user goes, another stays. */
+	nvh_fact_bool("held_dax_after_a_close", is_dax_by_fd(held));
+	close(held);
+	nvh_step(true, "flag changed while the file was open");
 }
 
 static void create(const char *path, unsigned long long size)
@@ -167,11 +262,14 @@ static void create(const char *path, unsigned long long size)
 int main(int argc, char **argv)
 {
 	const char *path = NULL, *size = NULL, *flag = NULL, *offset = "0";
-	bool map = false, fault = false, misaligned = false;
+	bool map = false, fault = false, misaligned = false, filled = false, checked = false, held = false;
 	const struct nvh_option options[] = {
 		{"path", &path, NULL, "the file or directory"},
 		{"create", &size, NULL, "first make it a file of this size"},
+		{"fill", NULL, &filled, "then write a pattern to it, unsynced"},
 		{"flag", &flag, NULL, "then set FS_XFLAG_DAX: on, off"},
+		{"held", NULL, &held, "--flag: keep the file open meanwhile, and open it once more"},
+		{"check", NULL, &checked, "then look whether --fill's pattern is there"},
 		{"map", NULL, &map, "then try MAP_SHARED, MAP_SHARED_VALIDATE and MAP_SYNC on its first page"},
 		{"fault", NULL, &fault, "then map 2 MiB of it, 2 MiB aligned in memory, and count the faults"},
 		{"offset", &offset, NULL, "where in the file --fault maps (default 0)"},
@@ -183,13 +281,21 @@ int main(int argc, char **argv)
 	nvh_options(argc, argv, "Report the DAX state of a file or directory.", options);
 	if (!path)
 		nvh_usage("--path PATH is needed");
+	if (held && !flag)
+		nvh_usage("--held needs --flag");
 	on = flag ? nvh_choice("flag", flag, switches) : -1;
 	nvh_begin("dax_state");
 	if (size)
 		create(path, nvh_size("create", size));
-	if (on >= 0)
+	if (filled)
+		fill(path);
+	if (on >= 0 && held)
+		change_while_held(path, on);
+	else if (on >= 0)
 		set_flag(path, on);
 	report_state(path);
+	if (checked)
+		check(path);
 	if (map)
 		try_mappings(path);
 	if (fault)

@@ -371,18 +371,21 @@ static void refs_fact(const char *key, uint64_t pfn)
 int main(int argc, char **argv)
 {
 	const char *spec = NULL, *size = "2M", *offset = "0", *cut = NULL, *device = NULL, *failed;
+	const char *shift_text = "0";
 	const struct nvh_option options[] = {
 		{"source", &spec, NULL, SOURCE_HELP},
 		{"size", &size, NULL, "bytes of guest memory (default 2M)"},
 		{"offset", &offset, NULL, "where in the file it starts (default 0)"},
+		{"shift", &shift_text, NULL, "how far in the mapping the machine's memory begins (default 0)"},
 		{"truncate", &cut, NULL, "then truncate the file under the machine: stopped, running"},
 		{"device", &device, NULL, "PCI address of an edu on vfio-pci, which is given the same memory"},
 		{NULL, NULL, NULL, NULL},
 	};
-	struct mapping memory;
+	struct mapping memory, slot;
 	struct source source;
 	struct dma dma = {0};
 	uint64_t pfn = 0;
+	size_t shift;
 	struct run run;
 	struct vm vm;
 	char *bytes;
@@ -396,7 +399,10 @@ int main(int argc, char **argv)
 		how = nvh_choice("truncate", cut, truncate_words);
 	if (cut && (source.kind != SOURCE_FILE || source.readonly))
 		nvh_usage("--truncate needs a --source file:PATH that is not :ro");
-	if (nvh_size("size", size) < (device ? TRIP_AT + TRIP_SIZE : 0x10000))
+	shift = nvh_size("shift", shift_text);
+	if (shift % memory_page() || (shift && (cut || device)))
+		nvh_usage("--shift %s: whole pages, and neither --truncate nor --device", shift_text);
+	if (nvh_size("size", size) < shift + (device ? TRIP_AT + TRIP_SIZE : 0x10000))
 		nvh_usage("--size %s: the machine needs 64 KiB, with --device 9 MiB", size);
 	nvh_begin("kvm_guest");
 	if (!vm_open(&vm))
@@ -407,7 +413,9 @@ int main(int argc, char **argv)
 		nvh_bail("%s: %s", failed, nvh_errname(err));
 	if (source.kind == SOURCE_FILE)
 		nvh_fact_bool("dax", memory_is_dax(memory.fd) == 1);
-	bytes = memory.addr;
+	slot = memory;
+	slot.addr = bytes = (char *)memory.addr + shift;
+	slot.size -= shift;
 	nvh_fact_int("hva_alignment", (long long)((uintptr_t)bytes & -(uintptr_t)bytes));
 	memory_touch(bytes, 0x10000, true);
 	lay_out(bytes);
@@ -415,7 +423,7 @@ int main(int argc, char **argv)
 	if (refcount_open() && !refcount_pfn(bytes, &pfn))
 		pfn = 0;
 	refs_fact("refs_before", pfn);
-	vm_create(&vm, &memory);
+	vm_create(&vm, &slot);
 	nvh_step(true, "virtual machine made");
 	if (device && !dma_open(&dma, device, &memory))
 		return nvh_end();

@@ -157,6 +157,17 @@ void memory_unmap(struct mapping *mapping)
 	mapping->fd = -1;
 }
 
+char *memory_map_aligned(int fd, size_t size, off_t offset, int prot, int flags, size_t skew)
+{
+	const size_t huge = 2UL << 20;
+	char *room = mmap(NULL, size + 2 * huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *addr;
+
+	addr = (char *)(((uintptr_t)room + huge - 1) & ~(huge - 1)) + skew;
+	if (room == MAP_FAILED || mmap(addr, size, prot, flags | MAP_FIXED, fd, offset) == MAP_FAILED)
+		nvh_bail("mmap: %s", nvh_errname(errno));
+	return addr;
+}
+
 size_t memory_page(void)
 {
 	return (size_t)sysconf(_SC_PAGESIZE);
@@ -196,6 +207,35 @@ int memory_touch_safely(void *addr, size_t size, bool write)
 	sigaction(SIGBUS, &old_bus, NULL);
 	sigaction(SIGSEGV, &old_segv, NULL);
 	return signum;
+}
+
+static struct memory_fault fault;
+static sigjmp_buf access_failed;
+
+static void on_access_failed(int signum, siginfo_t *info, void *context)
+{
+	(void)context;
+	fault = (struct memory_fault){signum, info->si_code, info->si_addr};
+	siglongjmp(access_failed, 1);
+}
+
+struct memory_fault memory_access(char *addr, bool store)
+{
+	struct sigaction action = {.sa_sigaction = on_access_failed, .sa_flags = SA_SIGINFO};
+	struct sigaction old_bus, old_segv;
+
+	sigaction(SIGBUS, &action, &old_bus);
+	sigaction(SIGSEGV, &action, &old_segv);
+	fault = (struct memory_fault){0};
+	if (sigsetjmp(access_failed, 1) == 0) {
+		if (store)
+			*(volatile char *)addr = 1;
+		else
+			(void)*(volatile char *)addr;
+	}
+	sigaction(SIGBUS, &old_bus, NULL);
+	sigaction(SIGSEGV, &old_segv, NULL);
+	return fault;
 }
 
 static uint64_t own_seed;

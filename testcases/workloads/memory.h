@@ -44,6 +44,12 @@ int memory_map(struct mapping *mapping, const struct source *source, size_t size
 	       const char **failed);
 void memory_unmap(struct mapping *mapping);
 
+/*
+ * Maps so much of a file at an address that lies skew bytes behind a multiple of 2 MiB: with 0 an aligned
+ * file can be mapped with huge pages, with one page it cannot.  nvh_bail() when it is refused.
+ */
+char *memory_map_aligned(int fd, size_t size, off_t offset, int prot, int flags, size_t skew);
+
 /* The system's page size; steps of page walks. */
 size_t memory_page(void);
 
@@ -52,6 +58,16 @@ void memory_touch(void *addr, size_t size, bool write);
 
 /* As memory_touch(), but a SIGBUS or SIGSEGV is caught: returns 0 or that signal's number. */
 int memory_touch_safely(void *addr, size_t size, bool write);
+
+/* How one access ended: signum is 0 when it came to be. */
+struct memory_fault {
+	int signum;
+	int code;
+	const void *addr;
+};
+
+/* Loads or stores one byte. */
+struct memory_fault memory_access(char *addr, bool store);
 
 /*
  * Every 8-byte word is a hash of seed and its own offset: no two pages are alike, and data that

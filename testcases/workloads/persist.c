@@ -1,8 +1,9 @@
 /*
- * Stores a pattern through a mapping and leaves it there unsynced, or says what a file holds.
+ * Stores a pattern through a mapping and leaves it there, synced or not, or says what a file holds.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -13,10 +14,26 @@
 #include "model.h"
 #include "nvh.h"
 
-static const char *const map_names[] = {"sync", "shared", NULL};
+enum { STORE_SYNC, STORE_SHARED, STORE_FSYNC, STORE_MSYNC };
 
-static void store(const char *path, int pages, int flags)
+static const char *const map_names[] = {"sync", "shared", "fsync", "msync", NULL};
+
+/* A new file's name is the directory's: fsync(2). */
+static void sync_directory(const char *path)
 {
+	char directory[4096];
+	int fd;
+
+	snprintf(directory, sizeof(directory), "%.*s", (int)(strrchr(path, '/') - path), path);
+	fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 || fsync(fd))
+		nvh_bail("%s: %s", directory, nvh_errname(errno));
+	close(fd);
+}
+
+static void store(const char *path, int pages, int how)
+{
+	int flags = how == STORE_SYNC ? MAP_SHARED_VALIDATE | MAP_SYNC : MAP_SHARED;
 	size_t page = memory_page(), size = (size_t)pages * page;
 	int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	char *map;
@@ -31,7 +48,11 @@ static void store(const char *path, int pages, int flags)
 	/* Backwards: each fault allocates, and the last leaves no hole behind it. */
 	for (int i = pages - 1; i >= 0; i--)
 		model_fill(map + (size_t)i * page, OWNER_FIRST, i);
-	nvh_step(true, "%d pages stored, none synced", pages);
+	if ((how == STORE_FSYNC && fsync(fd)) || (how == STORE_MSYNC && msync(map, size, MS_SYNC)))
+		nvh_bail("%s: %s", map_names[how], nvh_errname(errno));
+	if (how == STORE_FSYNC || how == STORE_MSYNC)
+		sync_directory(path);
+	nvh_step(true, "%d pages stored, %s", pages, map_names[how]);
 }
 
 static void look(const char *path, int pages)
@@ -57,19 +78,19 @@ int main(int argc, char **argv)
 	const struct nvh_option options[] = {
 		{"file", &path, NULL, "the file to make, or to look at"},
 		{"pages", &pages, NULL, "its size (default 64)"},
-		{"store", &map, NULL, "make it and store into it through a mapping: sync (MAP_SYNC), shared"},
+		{"store", &map, NULL, "make it and store into it through a mapping: sync (MAP_SYNC), shared, then fsync, msync"},
 		{NULL, NULL, NULL, NULL},
 	};
 	int kind, count;
 
-	nvh_options(argc, argv, "Store data without syncing it, or look whether it is there.", options);
-	if (!path)
-		nvh_usage("--file PATH is needed");
+	nvh_options(argc, argv, "Store data, synced or not, or look whether it is there.", options);
+	if (!path || path[0] != '/')
+		nvh_usage("--file PATH is needed, from the root on");
 	count = nvh_number("pages", pages, 1, MODEL_MAX);
 	kind = map ? nvh_choice("store", map, map_names) : -1;
 	nvh_begin("persist");
 	if (kind >= 0)
-		store(path, count, kind == 0 ? MAP_SHARED_VALIDATE | MAP_SYNC : MAP_SHARED);
+		store(path, count, kind);
 	else
 		look(path, count);
 	return nvh_end();

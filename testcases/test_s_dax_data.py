@@ -1,0 +1,100 @@
+"""What DAX files hold: through mappings, read() and write(), after a sync and after a remount."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.guest import Guest
+from harness.verdict.expectation import Case
+from testcases.filesystems import NAMES, dax_mount, remounted, unmounted_state
+
+#: What puts large files on 2 MiB borders.
+_ALIGNED = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}
+
+every_fs = pytest.mark.parametrize("fs", NAMES)
+every_size = pytest.mark.parametrize("size", ["4K", "2M"])
+
+
+@every_fs
+@every_size
+def test_s12_content(guest: Guest, case: Case, fs: str, size: str) -> None:
+    """Every way to change a file is seen by every way to look at it, and after a remount."""
+    small = ("--small",) if size == "4K" else ()
+    with dax_mount(guest, case, fs, mkfs=_ALIGNED[fs]) as mount:
+        directory = f"{mount.path}/d"
+        hint = f"xfs_io -c 'extsize 2m' {directory}" if fs == "xfs" else "true"
+        guest.run(f"mkdir {directory} && {hint}")
+        facts = guest.workload("dax_data", "--directory", directory, *small).facts
+        case.prove("the files are DAX", facts.pop("dax"))
+        for name, seen in facts.items():
+            case.expect(name, seen)
+        sums = f"cd {directory} && cksum *"
+        before = guest.run(sums).stdout.splitlines()
+        case.expect("file system", remounted(guest, mount), right="clean")
+        case.expect("files after a remount", guest.run(sums).stdout.splitlines(), right=before)
+
+
+@every_fs
+@every_size
+def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) -> None:
+    """A sync writes back what was stored since the last one: all of it, and nothing else."""
+    small = ("--small",) if size == "4K" else ()
+    with dax_mount(guest, case, fs, mkfs=_ALIGNED[fs]) as mount:
+        if fs == "xfs":
+            guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
+        facts = guest.workload("writeback", "--file", f"{mount.path}/a", *small).facts
+    case.prove("the file is DAX", facts["dax"])
+    if "trace_missing" in facts:
+        case.skip(f"no tracepoints: {facts['trace_missing']}", enable="set CONFIG_FTRACE=y")
+    stored = {
+        "stored": (3, 4, 700),
+        "nothing": (),
+        "again": (4,),
+        "elsewhere": (700,),
+        "read": (),
+        "read_before": (5,),
+        "range": (8,),
+        "rest": (800,),
+        "unmapped": (9,),
+    }
+    for what, pages in stored.items():
+        right = [[page, 1] for page in pages]
+        if size == "2M":  # an entry is written back whole
+            right = [[first, 512] for first in sorted({page // 512 * 512 for page in pages})]
+        seen = facts[what]
+        case.expect(what, [seen[i : i + 2] for i in range(0, len(seen), 2)], right=right)
+        flushed = facts[f"{what}_flushed"]
+        if flushed >= 0:
+            bytes_ = 4096 * sum(count for _, count in right)
+            case.expect(f"{what}: bytes flushed", flushed, right=bytes_)
+
+
+@pytest.mark.parametrize("copied", ["128K", "2M"])
+def test_s5_reflinked_files_copy_on_write(guest: Guest, case: Case, copied: str) -> None:
+    """xfs has DAX and shared blocks at once: a store to one file is not seen in the other.
+
+    So much is copied at once: by 2 MiB page table entries, or by smaller ones.
+    """
+    mkfs = ("-m", "reflink=1", *_ALIGNED["xfs"])
+    with dax_mount(guest, case, "xfs", mkfs=mkfs) as mount:
+        directory = f"{mount.path}/d"
+        guest.run(f"mkdir {directory} && xfs_io -c 'cowextsize {copied.lower()}' {directory}")
+        facts = guest.workload("reflink", "--directory", directory).facts
+        case.prove("the file is DAX", facts["dax"])
+        for key in ("clone", "clone_dax", "shared_pages"):
+            case.expect(key, facts[key])
+        left = facts["shared_pages_left"]
+        case.expect("some blocks are still shared", left > 0, right=copied == "128K")
+        for key in (
+            "cloned", "stored_to_clone", "stored_to_original", "written_to_clone",
+            "written_to_original", "deduplicated",
+        ):  # fmt: skip
+            case.expect(f"{key}: the file", facts[f"{key}_changed"], right="OK")
+            case.expect(f"{key}: the other file", facts[f"{key}_other"], right="OK")
+        for key in ("rest_of_a_page", "dedupe_different", "dedupe_equal", "after_punch"):
+            case.expect(key, facts[key])
+        sums = f"cd {directory} && cksum *"
+        before = guest.run(sums).stdout.splitlines()
+        case.expect("file system", remounted(guest, mount), right="clean")
+        case.expect("files after a remount", guest.run(sums).stdout.splitlines(), right=before)
+    case.expect("file system", unmounted_state(guest, mount), right="clean")

@@ -1,0 +1,527 @@
+/*
+ * What a DAX file holds, seen through mappings of every kind, through read() and write(), after each of
+ * the things that make fs/dax.c change what is mapped.  Each check has a file of its own and one fact:
+ * "OK", or what was seen instead.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "memory.h"
+#include "nvh.h"
+
+#define HUGE_PAGE (2UL << 20)
+#define SIZE (2 * HUGE_PAGE) /* of each file; what matters lies around the border in its middle */
+
+enum { SEED_OLD = 21, SEED_NEW, SEED_OTHER };
+
+static const char *directory;
+static bool small; /* mappings lie one page off, so that none can be huge */
+static char wrong[200]; /* why the running check is not OK; the first reason counts */
+
+__attribute__((format(printf, 1, 2))) static void differs(const char *fmt, ...)
+{
+	va_list args;
+
+	if (wrong[0])
+		return;
+	va_start(args, fmt);
+	vsnprintf(wrong, sizeof(wrong), fmt, args);
+	va_end(args);
+}
+
+static int file_open(const char *name, int flags)
+{
+	char path[4096];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", directory, name);
+	fd = open(path, O_RDWR | O_CLOEXEC | flags, 0600);
+	if (fd < 0)
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	return fd;
+}
+
+/* A mapping of the whole file whose addresses are aligned as its offsets are, or one page off. */
+static char *map_as(int fd, int prot, int flags, bool off_by_a_page)
+{
+	return memory_map_aligned(fd, SIZE, 0, prot, flags, off_by_a_page ? memory_page() : 0);
+}
+
+static char *map(int fd, int prot, int flags)
+{
+	return map_as(fd, prot, flags, small);
+}
+
+static void must(bool ok, const char *what)
+{
+	if (!ok)
+		nvh_bail("%s: %s", what, nvh_errname(errno));
+}
+
+/* A file of SIZE bytes: nothing but a hole, allocated and unwritten, or the pattern SEED_OLD. */
+enum start { HOLE, UNWRITTEN, WRITTEN };
+
+static int file_make(const char *name, enum start start)
+{
+	static char *data;
+	int fd = file_open(name, O_CREAT | O_TRUNC);
+
+	must(ftruncate(fd, SIZE) == 0, "ftruncate");
+	if (start != HOLE)
+		must(fallocate(fd, 0, 0, SIZE) == 0, "fallocate");
+	if (start == WRITTEN) {
+		if (!data) {
+			data = malloc(SIZE);
+			must(data != NULL, "malloc");
+			memory_fill(data, SIZE, SEED_OLD);
+		}
+		must(pwrite(fd, data, SIZE, 0) == (ssize_t)SIZE, "pwrite");
+		must(fsync(fd) == 0, "fsync");
+	}
+	return fd;
+}
+
+static bool all_zero(const char *bytes, size_t size)
+{
+	return size == 0 || (bytes[0] == 0 && !memcmp(bytes, bytes + 1, size - 1));
+}
+
+/* What [from, to) must hold: a pattern by the file's offsets, or zeros (seed 0). */
+static void look(const char *who, const char *bytes, size_t from, size_t to, uint64_t seed)
+{
+	if (from >= to)
+		return;
+	if (!seed && !all_zero(bytes + from, to - from))
+		differs("%s: not all zero in 0x%zx-0x%zx", who, from, to);
+	if (seed && memory_check_at(bytes + from, to - from, seed, from) != to - from)
+		differs("%s: differs at 0x%zx", who,
+			from + memory_check_at(bytes + from, to - from, seed, from));
+}
+
+/* The pages around the middle are looked at; a whole file each time would take TCG too long. */
+#define FROM (HUGE_PAGE - 8 * 4096UL)
+#define TO (HUGE_PAGE + 8 * 4096UL)
+
+/* As look() for the window [FROM, TO): seed in [at, end), rest elsewhere. */
+static void look_window(const char *who, const char *bytes, size_t at, size_t end, uint64_t seed, uint64_t rest)
+{
+	look(who, bytes, FROM, at, rest);
+	look(who, bytes, at, end, seed);
+	look(who, bytes, end, TO, rest);
+}
+
+/* The same of what read() gives. */
+static void read_window(int fd, size_t at, size_t end, uint64_t seed, uint64_t rest)
+{
+	char *bytes = malloc(TO);
+
+	must(bytes && pread(fd, bytes + FROM, TO - FROM, FROM) == (ssize_t)(TO - FROM), "pread");
+	look_window("read()", bytes, at, end, seed, rest);
+	free(bytes);
+}
+
+static void write_at(int fd, size_t at, size_t end, uint64_t seed)
+{
+	char *bytes = malloc(end - at);
+
+	must(bytes != NULL, "malloc");
+	memory_fill_at(bytes, end - at, seed, at);
+	must(pwrite(fd, bytes, end - at, (off_t)at) == (ssize_t)(end - at), "pwrite");
+	free(bytes);
+}
+
+/* The page in which things happen: not the first of its 2 MiB. */
+#define AT (HUGE_PAGE + 3 * 4096UL)
+
+/* A page that two mappings have read as a hole is allocated by a store through one of them. */
+static void store_in(enum start start, const char *name)
+{
+	int fd = file_make(name, start);
+	char *one = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), *two = map(fd, PROT_READ, MAP_SHARED);
+
+	look_window("first look", one, AT, AT, 0, 0);
+	look_window("first look", two, AT, AT, 0, 0);
+	memory_fill_at(one + AT, 4096, SEED_NEW, AT);
+	look_window("its mapping", one, AT, AT + 4096, SEED_NEW, 0);
+	look_window("another mapping", two, AT, AT + 4096, SEED_NEW, 0);
+	read_window(fd, AT, AT + 4096, SEED_NEW, 0);
+	close(fd);
+}
+
+static void store_in_a_read_hole(const char *name)
+{
+	store_in(HOLE, name);
+}
+
+static void store_in_unwritten(const char *name)
+{
+	store_in(UNWRITTEN, name);
+}
+
+/* The same by write(), of a part of two pages: the rest of the new blocks is zero. */
+static void write_in(enum start start, const char *name, int flags, size_t at, size_t end)
+{
+	int fd = file_make(name, start), other = file_open(name, flags);
+	char *view = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED);
+	uint64_t rest = start == WRITTEN ? SEED_OLD : 0;
+
+	look_window("first look", view, AT, AT, rest, rest);
+	if (flags & O_DIRECT) {
+		char *bytes = aligned_alloc(4096, end - at);
+
+		must(bytes != NULL, "malloc");
+		memory_fill_at(bytes, end - at, SEED_NEW, at);
+		must(pwrite(other, bytes, end - at, (off_t)at) == (ssize_t)(end - at), "O_DIRECT write");
+		free(bytes);
+	} else {
+		write_at(other, at, end, SEED_NEW);
+	}
+	look_window("mapping", view, at, end, SEED_NEW, rest);
+	read_window(fd, at, end, SEED_NEW, rest);
+	close(other);
+	close(fd);
+}
+
+static void write_in_a_read_hole(const char *name)
+{
+	write_in(HOLE, name, 0, AT + 100, AT + 4096 + 300);
+}
+
+static void write_in_unwritten(const char *name)
+{
+	write_in(UNWRITTEN, name, 0, AT + 100, AT + 4096 + 300);
+}
+
+static void write_in_written(const char *name)
+{
+	write_in(WRITTEN, name, 0, HUGE_PAGE - 4196, HUGE_PAGE + 300);
+}
+
+static void direct_write_in_a_read_hole(const char *name)
+{
+	write_in(HOLE, name, O_DIRECT, AT, AT + 8192);
+}
+
+/* A page that was only read is stored to: the entry becomes writable, and others see it; mtime tells. */
+static void store_after_read(const char *name)
+{
+	int fd = file_make(name, WRITTEN);
+	char *one = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), *two = map(fd, PROT_READ, MAP_SHARED);
+	struct stat before, after;
+
+	look_window("first look", one, AT, AT, 0, SEED_OLD);
+	look_window("first look", two, AT, AT, 0, SEED_OLD);
+	must(fstat(fd, &before) == 0, "fstat");
+	nvh_sleep(0.03); /* more than a tick */
+	memory_fill_at(one + AT, 4096, SEED_NEW, AT);
+	look_window("another mapping", two, AT, AT + 4096, SEED_NEW, SEED_OLD);
+	read_window(fd, AT, AT + 4096, SEED_NEW, SEED_OLD);
+	must(msync(one, SIZE, MS_SYNC) == 0 && fstat(fd, &after) == 0, "msync");
+	if (after.st_mtim.tv_sec == before.st_mtim.tv_sec && after.st_mtim.tv_nsec == before.st_mtim.tv_nsec)
+		differs("mtime is that from before the store");
+	/* Clean again: the next store is a fault again, and arrives all the same. */
+	memory_fill_at(one + AT, 4096, SEED_OTHER, AT);
+	look_window("after msync()", two, AT, AT + 4096, SEED_OTHER, SEED_OLD);
+	close(fd);
+}
+
+/* A huge and a small mapping of the same pages. */
+static void huge_and_small(const char *name)
+{
+	int fd = file_make(name, WRITTEN);
+	char *huge = map_as(fd, PROT_READ | PROT_WRITE, MAP_SHARED, small);
+	char *page = map_as(fd, PROT_READ | PROT_WRITE, MAP_SHARED, !small);
+
+	memory_fill_at(huge + AT, 4096, SEED_NEW, AT);
+	look_window("the other size", page, AT, AT + 4096, SEED_NEW, SEED_OLD);
+	memory_fill_at(page + AT, 4096, SEED_OTHER, AT);
+	look_window("the first size", huge, AT, AT + 4096, SEED_OTHER, SEED_OLD);
+	read_window(fd, AT, AT + 4096, SEED_OTHER, SEED_OLD);
+	close(fd);
+}
+
+/* MAP_PRIVATE: a store stays with it; what it has not stored to it shares. */
+static void private_copy(enum start start, const char *name)
+{
+	int fd = file_make(name, start);
+	char *own = map(fd, PROT_READ | PROT_WRITE, MAP_PRIVATE), *file = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED);
+	uint64_t rest = start == WRITTEN ? SEED_OLD : 0;
+	struct stat info;
+
+	look_window("first look", own, AT, AT, rest, rest);
+	memory_fill_at(own + AT, 4096, SEED_NEW, AT);
+	look_window("the private mapping", own, AT, AT + 4096, SEED_NEW, rest);
+	look_window("the shared mapping", file, AT, AT, rest, rest);
+	read_window(fd, AT, AT, rest, rest);
+	must(fstat(fd, &info) == 0, "fstat");
+	if (start == HOLE && info.st_blocks)
+		differs("the hole has %lld blocks now", (long long)info.st_blocks);
+	memory_fill_at(file + AT, 4096, SEED_OTHER, AT);
+	look("the private page", own, AT, AT + 4096, SEED_NEW);
+	memory_fill_at(file + AT + 4096, 4096, SEED_OTHER, AT + 4096);
+	look("the private mapping's shared page", own, AT + 4096, AT + 8192, SEED_OTHER);
+	/* A page never read is copied from the file, not from nowhere. */
+	own[TO] = 1;
+	look("the rest of a copied page", own, TO + 8, TO + 4096, rest);
+	read_window(fd, AT, AT + 8192, SEED_OTHER, rest);
+	close(fd);
+}
+
+static void private_over_data(const char *name)
+{
+	private_copy(WRITTEN, name);
+}
+
+static void private_over_a_hole(const char *name)
+{
+	private_copy(HOLE, name);
+}
+
+/* One load or store, and the signal that it must end in; 0 for none. */
+static void touch(const char *what, char *addr, bool store, int signum, int code)
+{
+	struct memory_fault fault = memory_access(addr, store);
+
+	if (fault.signum != signum)
+		differs("%s: %s", what, fault.signum ? sigabbrev_np(fault.signum) : "no signal");
+	else if (signum && (fault.code != code || fault.addr != addr))
+		differs("%s: signal with code %d and an address %ld bytes off", what, fault.code,
+			(long)((const char *)fault.addr - addr));
+}
+
+/* Beyond the last page of the file there is nothing, however its blocks lie and whatever is mapped. */
+static void beyond_the_end(const char *name)
+{
+	size_t end = HUGE_PAGE + 5000;
+	int fd = file_make(name, WRITTEN);
+	char *view = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED);
+	char *own = map(fd, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+
+	memory_touch(view, SIZE, true);
+	memory_touch(own, SIZE, false);
+	must(ftruncate(fd, (off_t)end) == 0, "ftruncate");
+	/* Blocks beyond the end, so that an entry for 2 MiB would find its memory. */
+	must(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, SIZE) == 0, "fallocate");
+	look("the last pages", view, HUGE_PAGE - 4096, end, SEED_OLD);
+	look("the rest of the last page", view, end, HUGE_PAGE + 8192, 0);
+	touch("load beyond the end", view + HUGE_PAGE + 8192, false, SIGBUS, BUS_ADRERR);
+	touch("store beyond the end", view + SIZE - 8, true, SIGBUS, BUS_ADRERR);
+	touch("private load beyond the end", own + HUGE_PAGE + 8200, false, SIGBUS, BUS_ADRERR);
+	touch("private store beyond the end", own + HUGE_PAGE + 8200, true, SIGBUS, BUS_ADRERR);
+	touch("load of the last page", view + HUGE_PAGE + 8191, false, 0, 0);
+	must(ftruncate(fd, SIZE) == 0, "ftruncate");
+	look("what has been given back", view, end, TO, 0);
+	touch("store beyond the old end", view + SIZE - 8, true, 0, 0);
+	read_window(fd, FROM, end, SEED_OLD, 0);
+	close(fd);
+}
+
+/* A hole is punched into mapped pages; it begins and ends within pages. */
+static void punched(const char *name)
+{
+	int fd = file_make(name, WRITTEN);
+	char *one = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), *two = map(fd, PROT_READ, MAP_SHARED);
+	size_t at = HUGE_PAGE - 4096 - 100, end = HUGE_PAGE + 4096 + 300;
+
+	memory_touch(one, SIZE, true);
+	memory_touch(two, SIZE, false);
+	must(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(end - at)) == 0, "punch");
+	look_window("mapping", one, at, end, 0, SEED_OLD);
+	look_window("another mapping", two, at, end, 0, SEED_OLD);
+	read_window(fd, at, end, 0, SEED_OLD);
+	/* The pages in between may have been given away: what is stored now is new. */
+	memory_fill_at(one + HUGE_PAGE, 4096, SEED_NEW, HUGE_PAGE);
+	look("another mapping", two, HUGE_PAGE, HUGE_PAGE + 4096, SEED_NEW);
+	look("the punched page before", two, HUGE_PAGE - 4096, HUGE_PAGE, 0);
+	close(fd);
+}
+
+/* Old contents of the device's blocks never come to light. */
+static void nothing_stale(const char *name)
+{
+	int fd = file_make(name, WRITTEN);
+	char *view;
+
+	must(ftruncate(fd, 0) == 0 && fsync(fd) == 0, "ftruncate");
+	sync(); /* the blocks are free when the journal says so */
+	must(ftruncate(fd, SIZE) == 0, "ftruncate");
+	view = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED);
+	view[AT + 8] = 0; /* allocates */
+	look("stored page", view, AT & ~(HUGE_PAGE - 1), SIZE, 0);
+	write_at(fd, 5000, 5100, SEED_NEW);
+	look("written page", view, 4096, 5000, 0);
+	look("written page", view, 5000, 5100, SEED_NEW);
+	look("written page", view, 5100, HUGE_PAGE, 0);
+	close(fd);
+}
+
+/* write() and read() with a buffer that ends in nothing move what there is, and say how much. */
+static void short_copy(const char *name)
+{
+	size_t page = 4096, whole = page + 1000;
+	int fd = file_make(name, WRITTEN);
+	char *room = mmap(NULL, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *buffer;
+	ssize_t got;
+
+	must(room != MAP_FAILED && munmap(room + 2 * page, 2 * page) == 0, "mmap");
+	buffer = room + 2 * page - whole;
+	memory_fill_at(buffer, whole, SEED_NEW, AT);
+	got = pwrite(fd, buffer, whole + 3000, AT);
+	if (got <= 0 || (size_t)got > whole)
+		differs("write: %zd of %zu bytes that are there (%s)", got, whole, got < 0 ? nvh_errname(errno) : "OK");
+	else
+		read_window(fd, AT, AT + (size_t)got, SEED_NEW, SEED_OLD);
+	memset(buffer, 0, whole);
+	got = pread(fd, buffer, whole + 3000, HUGE_PAGE - 8192);
+	if (got <= 0 || (size_t)got > whole)
+		differs("read: %zd of %zu bytes that are there (%s)", got, whole, got < 0 ? nvh_errname(errno) : "OK");
+	else if (memory_check_at(buffer, (size_t)got, SEED_OLD, HUGE_PAGE - 8192) != (size_t)got)
+		differs("read: other bytes than the file's");
+	got = pwrite(fd, room + 2 * page, page, AT);
+	if (got != -1 || errno != EFAULT)
+		differs("write of nothing: %zd, %s", got, nvh_errname(errno));
+	close(fd);
+}
+
+/* Reading stops at the end; writing beyond it leaves a hole. */
+static void ends_of_files(const char *name)
+{
+	size_t end = HUGE_PAGE - 4096 + 10;
+	int fd = file_make(name, WRITTEN);
+	char bytes[8192], *view;
+	ssize_t got;
+
+	must(ftruncate(fd, (off_t)end) == 0, "ftruncate");
+	got = pread(fd, bytes, sizeof(bytes), HUGE_PAGE - 8192);
+	if (got != 4096 + 10)
+		differs("read at the end: %zd", got);
+	got = pread(fd, bytes, sizeof(bytes), HUGE_PAGE);
+	if (got != 0)
+		differs("read beyond the end: %zd", got);
+	write_at(fd, AT + 50, TO, SEED_NEW);
+	if (lseek(fd, 0, SEEK_END) != (off_t)TO)
+		differs("size %lld", (long long)lseek(fd, 0, SEEK_END));
+	view = map(fd, PROT_READ, MAP_SHARED);
+	look("before", view, FROM, end, SEED_OLD);
+	look("between", view, end, AT + 50, 0);
+	look("behind", view, AT + 50, TO, SEED_NEW);
+	close(fd);
+}
+
+/* A huge entry is split, moved, dropped and inherited; the file stays what it is. */
+static void mapping_changed(const char *name)
+{
+	int fd = file_make(name, WRITTEN), status = 0;
+	char *view = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), *room, *moved;
+	pid_t child;
+
+	memory_touch(view, SIZE, true);
+	must(munmap(view + HUGE_PAGE - 4096, 4096) == 0, "munmap");
+	look("around an unmapped page", view, FROM, HUGE_PAGE - 4096, SEED_OLD);
+	look("around an unmapped page", view, HUGE_PAGE, TO, SEED_OLD);
+	must(mprotect(view + AT, 4096, PROT_READ) == 0, "mprotect");
+	touch("store to a protected page", view + AT + 16, true, SIGSEGV, SEGV_ACCERR);
+	touch("store beside it", view + AT + 4096, true, 0, 0);
+	memory_fill_at(view + AT + 4096, 4096, SEED_OLD, AT + 4096);
+	must(mprotect(view + AT, 4096, PROT_READ | PROT_WRITE) == 0, "mprotect");
+	child = fork();
+	must(child >= 0, "fork");
+	if (child == 0) {
+		wrong[0] = '\0';
+		look("child", view, HUGE_PAGE, TO, SEED_OLD);
+		memory_fill_at(view + AT, 4096, SEED_NEW, AT);
+		_exit(wrong[0] != '\0');
+	}
+	if (waitpid(child, &status, 0) != child || !WIFEXITED(status) || WEXITSTATUS(status))
+		differs("a child saw other data");
+	look("what a child stored", view, AT, AT + 4096, SEED_NEW);
+	must(madvise(view + HUGE_PAGE, HUGE_PAGE, MADV_DONTNEED) == 0, "madvise");
+	look("after MADV_DONTNEED", view, AT, AT + 4096, SEED_NEW);
+	room = mmap(NULL, 2 * HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	must(room != MAP_FAILED, "mmap");
+	room = (char *)(((uintptr_t)room + 8191) & ~4095UL);
+	moved = mremap(view + HUGE_PAGE, 64 * 4096, 64 * 4096, MREMAP_MAYMOVE | MREMAP_FIXED, room);
+	must(moved != MAP_FAILED, "mremap");
+	look("moved", moved - HUGE_PAGE, AT, AT + 4096, SEED_NEW);
+	look("moved", moved - HUGE_PAGE, AT + 4096, TO, SEED_OLD);
+	read_window(fd, AT, AT + 4096, SEED_NEW, SEED_OLD);
+	close(fd);
+}
+
+/* A mapping that is smaller than its 2 MiB, at either end, shows what belongs there. */
+static void small_window(const char *name)
+{
+	int fd = file_make(name, WRITTEN);
+	char *whole = map(fd, PROT_READ, MAP_SHARED), *view;
+	size_t from = HUGE_PAGE + 4 * 4096, size = 32 * 4096;
+
+	view = mmap(NULL, size + 2 * HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	must(view != MAP_FAILED, "mmap");
+	view = (char *)(((uintptr_t)view + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1)) + 4 * 4096;
+	must(mmap(view, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)from) == view, "mmap");
+	memory_fill_at(view, size, SEED_NEW, from);
+	touch("the page before", view - 8, false, SIGSEGV, SEGV_ACCERR);
+	touch("the page behind", view + size, false, SIGSEGV, SEGV_ACCERR);
+	look("the whole mapping", whole, from, from + size, SEED_NEW);
+	look("before", whole, HUGE_PAGE, from, SEED_OLD);
+	look("behind", whole, from + size, from + 2 * size, SEED_OLD);
+	close(fd);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct {
+		const char *name;
+		void (*run)(const char *name);
+	} checks[] = {
+		{"store_in_a_read_hole", store_in_a_read_hole},
+		{"store_in_unwritten", store_in_unwritten},
+		{"write_in_a_read_hole", write_in_a_read_hole},
+		{"write_in_unwritten", write_in_unwritten},
+		{"write_in_written", write_in_written},
+		{"direct_write_in_a_read_hole", direct_write_in_a_read_hole},
+		{"store_after_read", store_after_read},
+		{"huge_and_small", huge_and_small},
+		{"private_over_data", private_over_data},
+		{"private_over_a_hole", private_over_a_hole},
+		{"beyond_the_end", beyond_the_end},
+		{"punched", punched},
+		{"nothing_stale", nothing_stale},
+		{"short_copy", short_copy},
+		{"ends_of_files", ends_of_files},
+		{"mapping_changed", mapping_changed},
+		{"small_window", small_window},
+	};
+	const struct nvh_option options[] = {
+		{"directory", &directory, NULL, "where the files are made"},
+		{"small", NULL, &small, "map so that no entry can be huge"},
+		{NULL, NULL, NULL, NULL},
+	};
+
+	nvh_options(argc, argv, "Change the files of a DAX file system in every way and look at them.", options);
+	if (!directory)
+		nvh_usage("--directory PATH is needed");
+	nvh_begin("dax_data");
+	for (size_t i = 0; i < sizeof(checks) / sizeof(*checks); i++) {
+		int fd;
+
+		wrong[0] = '\0';
+		checks[i].run(checks[i].name);
+		nvh_fact_str(checks[i].name, wrong[0] ? wrong : "OK");
+		nvh_step(true, "%s: %s", checks[i].name, wrong[0] ? wrong : "OK");
+		fd = file_open(checks[i].name, 0);
+		nvh_fact_bool("dax", memory_is_dax(fd) == 1);
+		close(fd);
+	}
+	return nvh_end();
+}

@@ -1,0 +1,225 @@
+#include "trace.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "nvh.h"
+
+/* dax_flush() calls it with address and length unless the device says that it has no write cache. */
+#define FLUSH "arch_wb_cache_pmem"
+
+static const char *const tracefs_dirs[] = {"/sys/kernel/tracing", "/sys/kernel/debug/tracing"};
+
+static struct {
+	const char *tracefs;
+	char instance[96], probe[64];
+	bool probed;
+	pid_t owner;
+	char *text; /* what was read of the trace last */
+} trace;
+
+static int put(const char *text, int flags, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* Writes a text to a file; returns the errno. */
+static int put(const char *text, int flags, const char *fmt, ...)
+{
+	char path[256];
+	va_list args;
+	int fd, err = 0;
+
+	va_start(args, fmt);
+	vsnprintf(path, sizeof(path), fmt, args);
+	va_end(args);
+	fd = open(path, O_WRONLY | O_CLOEXEC | flags);
+	if (fd < 0)
+		return errno;
+	if (write(fd, text, strlen(text)) < 0)
+		err = errno;
+	close(fd);
+	return err;
+}
+
+static bool missing(const char *what, int err)
+{
+	char reason[160];
+
+	snprintf(reason, sizeof(reason), "%s: %s", what, nvh_errname(err));
+	nvh_fact_str("trace_missing", reason);
+	return false;
+}
+
+static void probe_flushes(void)
+{
+	char command[160];
+
+	snprintf(trace.probe, sizeof(trace.probe), "nvh/flush_%d", (int)getpid());
+	snprintf(command, sizeof(command), "p:%s " FLUSH " size=%%si:u64\n", trace.probe);
+	trace.probed = !put(command, O_APPEND, "%s/kprobe_events", trace.tracefs) &&
+		       !put("1", 0, "%s/events/%s/enable", trace.instance, trace.probe);
+}
+
+bool trace_start(void)
+{
+	char pid[16];
+	int err;
+
+	for (size_t i = 0; i < sizeof(tracefs_dirs) / sizeof(*tracefs_dirs) && !trace.tracefs; i++) {
+		char path[96];
+
+		snprintf(path, sizeof(path), "%s/instances", tracefs_dirs[i]);
+		if (!access(path, W_OK))
+			trace.tracefs = tracefs_dirs[i];
+	}
+	if (!trace.tracefs)
+		return missing("tracefs", ENOENT);
+	snprintf(trace.instance, sizeof(trace.instance), "%s/instances/nvh_%d", trace.tracefs, (int)getpid());
+	if (mkdir(trace.instance, 0700))
+		return missing("a trace instance", errno);
+	trace.owner = getpid();
+	atexit(trace_stop);
+	snprintf(pid, sizeof(pid), "%d", (int)getpid());
+	err = put(pid, 0, "%s/set_event_pid", trace.instance);
+	if (err)
+		return missing("set_event_pid", err);
+	err = put("1", 0, "%s/events/fs_dax/enable", trace.instance);
+	if (err)
+		return missing("events/fs_dax", err);
+	probe_flushes();
+	trace_clear();
+	return true;
+}
+
+void trace_clear(void)
+{
+	if (trace.owner && put("", O_TRUNC, "%s/trace", trace.instance))
+		nvh_bail("%s/trace cannot be emptied", trace.instance);
+}
+
+static const char *read_trace(void)
+{
+	size_t used = 0, room = 1UL << 16;
+	char path[128];
+	ssize_t got;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/trace", trace.instance);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	free(trace.text);
+	trace.text = malloc(room);
+	if (fd < 0 || !trace.text)
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	while ((got = read(fd, trace.text + used, room - used - 1)) > 0) {
+		used += (size_t)got;
+		if (room - used > 1)
+			continue;
+		room *= 2;
+		trace.text = realloc(trace.text, room);
+		if (!trace.text)
+			nvh_bail("out of memory");
+	}
+	trace.text[used] = '\0';
+	close(fd);
+	return trace.text;
+}
+
+/* Calls found() for the words of each recorded line of the event. */
+static void each(const char *event, void (*found)(const char *words, void *arg), void *arg)
+{
+	char name[64], *rest, *line;
+
+	read_trace();
+	rest = trace.text;
+	snprintf(name, sizeof(name), ": %s: ", event);
+	while ((line = strsep(&rest, "\n"))) {
+		const char *at = line[0] == '#' ? NULL : strstr(line, name);
+
+		if (at)
+			found(at + strlen(name), arg);
+	}
+}
+
+struct counter {
+	const char *words;
+	size_t count;
+};
+
+static void count_one(const char *words, void *arg)
+{
+	struct counter *counter = arg;
+
+	counter->count += !counter->words || strstr(words, counter->words);
+}
+
+size_t trace_count(const char *event, const char *words)
+{
+	struct counter counter = {.words = words};
+
+	each(event, count_one, &counter);
+	return counter.count;
+}
+
+struct list {
+	long long *numbers;
+	size_t room, count;
+};
+
+static void list_one(const char *words, void *arg)
+{
+	struct list *list = arg;
+	const char *at = strstr(words, "pgoff ");
+	unsigned long first, length;
+
+	if (!at || sscanf(at, "pgoff %lx pglen %lx", &first, &length) != 2)
+		nvh_bail("dax_writeback_one says: %s", words);
+	if (list->count + 2 > list->room)
+		return;
+	list->numbers[list->count++] = (long long)first;
+	list->numbers[list->count++] = (long long)length;
+}
+
+size_t trace_written_back(long long *pages, size_t room)
+{
+	struct list list = {.numbers = pages, .room = room};
+
+	each("dax_writeback_one", list_one, &list);
+	return list.count;
+}
+
+static void add_size(const char *words, void *arg)
+{
+	const char *at = strstr(words, "size=");
+
+	if (at)
+		*(long long *)arg += atoll(at + strlen("size="));
+}
+
+long long trace_flushed(void)
+{
+	long long bytes = 0;
+	char event[32];
+
+	if (!trace.probed)
+		return -1;
+	snprintf(event, sizeof(event), "flush_%d", (int)trace.owner);
+	each(event, add_size, &bytes);
+	return bytes;
+}
+
+void trace_stop(void)
+{
+	char command[96];
+
+	if (!trace.owner || trace.owner != getpid())
+		return;
+	trace.owner = 0;
+	rmdir(trace.instance); /* switches its events off */
+	snprintf(command, sizeof(command), "-:%s\n", trace.probe);
+	if (trace.probed)
+		put(command, O_APPEND, "%s/kprobe_events", trace.tracefs);
+}

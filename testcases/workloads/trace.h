@@ -1,0 +1,32 @@
+/*
+ * What the kernel's tracepoints and one probe say of DAX while something is done: evidence that a page
+ * size, a fallback or a flush is real.
+ */
+#ifndef TRACE_H
+#define TRACE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/*
+ * Starts recording the events of fs/dax.c (include/trace/events/fs_dax.h) of this process.  False
+ * where the kernel has none, with the reason in the fact "trace_missing".
+ */
+bool trace_start(void);
+
+/* Forgets what was recorded so far. */
+void trace_clear(void);
+
+/* How many recorded lines are of this event and hold these words, which may be NULL. */
+size_t trace_count(const char *event, const char *words);
+
+/* The pages that dax_writeback_one names, first page and number by turns; returns how many numbers. */
+size_t trace_written_back(long long *pages, size_t room);
+
+/* The bytes that the processor's caches were flushed for, -1 where they cannot be probed. */
+long long trace_flushed(void);
+
+/* Ends it; done at exit() as well. */
+void trace_stop(void);
+
+#endif

@@ -1,0 +1,102 @@
+/*
+ * Stores into a DAX file through mappings and reports which of its pages each fsync() or msync() writes
+ * back, as the kernel's tracepoints tell it, and how many bytes were flushed out of the processor's caches.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "memory.h"
+#include "nvh.h"
+#include "trace.h"
+
+#define HUGE_PAGE (2UL << 20)
+#define SIZE (2 * HUGE_PAGE)
+#define LISTED 32
+
+static int fd;
+
+static void store(char *view, size_t page)
+{
+	((volatile char *)view)[page * 4096 + 64] = (char)page;
+}
+
+/* Facts WHAT (pages and how many, by turns) and WHAT_flushed (bytes, -1 where they are not told). */
+static void report(const char *what, int err)
+{
+	long long pages[LISTED];
+	char key[64];
+
+	if (err)
+		nvh_bail("%s: %s", what, nvh_errname(errno));
+	nvh_fact_ints(what, pages, trace_written_back(pages, LISTED));
+	snprintf(key, sizeof(key), "%s_flushed", what);
+	nvh_fact_int(key, trace_flushed());
+	trace_clear();
+	nvh_step(true, "%s", what);
+}
+
+int main(int argc, char **argv)
+{
+	const char *path = NULL;
+	bool small = false;
+	const struct nvh_option options[] = {
+		{"file", &path, NULL, "the file to make"},
+		{"small", NULL, &small, "map so that no entry can be huge"},
+		{NULL, NULL, NULL, NULL},
+	};
+	char *view, *other;
+	size_t skew;
+
+	nvh_options(argc, argv, "Report which pages of a DAX file are written back.", options);
+	if (!path)
+		nvh_usage("--file PATH is needed");
+	skew = small ? memory_page() : 0;
+	nvh_begin("writeback");
+	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0 || fallocate(fd, FALLOC_FL_ZERO_RANGE, 0, SIZE))
+		nvh_bail("%s cannot be made: %s", path, nvh_errname(errno));
+	view = malloc(SIZE);
+	if (!view || pwrite(fd, memset(view, 1, SIZE), SIZE, 0) != (ssize_t)SIZE || fsync(fd))
+		nvh_bail("%s cannot be written: %s", path, nvh_errname(errno));
+	free(view);
+	nvh_fact_bool("dax", memory_is_dax(fd) == 1);
+	if (!trace_start()) {
+		nvh_skip("no tracepoints of fs/dax.c");
+		return nvh_end();
+	}
+	view = memory_map_aligned(fd, SIZE, 0, PROT_READ | PROT_WRITE, MAP_SHARED, skew);
+	other = memory_map_aligned(fd, SIZE, 0, PROT_READ | PROT_WRITE, MAP_SHARED, skew);
+	store(view, 3);
+	store(view, 4);
+	store(view, 700);
+	report("stored", fsync(fd));
+	report("nothing", fsync(fd));
+	/* What has been written back is clean in every page table: the next store is noticed again. */
+	store(view, 4);
+	report("again", fdatasync(fd));
+	store(other, 700);
+	report("elsewhere", fsync(fd));
+	/* A page that was only read before. */
+	if (madvise(view, SIZE, MADV_DONTNEED))
+		nvh_bail("madvise: %s", nvh_errname(errno));
+	memory_touch(view, SIZE, false);
+	report("read", fsync(fd));
+	store(view, 5);
+	report("read_before", fsync(fd));
+	/* A range: the rest stays dirty until its turn. */
+	store(view, 8);
+	store(view, 800);
+	report("range", msync(view + 8 * 4096, 4096, MS_SYNC));
+	report("rest", fsync(fd));
+	/* Unmapped before it is synced. */
+	store(other, 9);
+	munmap(other, SIZE);
+	report("unmapped", fsync(fd));
+	trace_stop();
+	return nvh_end();
+}
