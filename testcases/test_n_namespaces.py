@@ -100,13 +100,15 @@ def test_n1_labels_tell_the_namespaces(guest: Guest, case: Case) -> None:
         namespaces.write_pattern(guest, space.device)
     before = _listed(guest, region)
     case.expect("names", [entry.get("name") for entry in before], right=["first", "second"])
-    # The next one's size, as the kernel takes it: no part of a unit, and no more than there is.
+    # The next one's size, as the kernel takes it: whole units, and no more than there is.
     seed = guest.run(f"cat /sys/bus/nd/devices/{region}/namespace_seed").stdout.strip()
-    for what, size in (("part", 16 * MIB + 512), ("too_large", empty)):
-        write = f"/bin/echo {size} > /sys/bus/nd/devices/{seed}/size"
-        done = guest.run(f"{write}; cat /sys/bus/nd/devices/{seed}/size", check=False)
+    folder = f"/sys/bus/nd/devices/{seed}"
+    guest.run(f"/bin/echo 6b9a7a8e-8f0e-4b7e-9d3c-0d4b3f1f2a11 > {folder}/uuid")
+    for what, size in (("part", 16 * MIB + 4096), ("too_large", empty), ("whole", 16 * MIB)):
+        done = guest.run(f"/bin/echo {size} > {folder}/size; cat {folder}/size", check=False)
         case.fact(f"size {what}", done.stderr.strip())
         case.expect(f"size_{what}", done.stdout.strip())
+    guest.run(f"/bin/echo 0 > {folder}/size")
     taken = namespaces.room(guest, region).available
     case.expect("bytes free beside them", taken, right=empty - 48 * MIB)
     dimm = json.loads(namespaces.ndctl(guest, "list", "-D", "-r", region).stdout)[0]["dev"]
@@ -265,7 +267,8 @@ def test_n4_read_only_region(guest: Guest, case: Case) -> None:
     write = f"dd if=/dev/zero of={namespace.device} bs=4096 seek=9000 count=1 oflag=direct"
     with dax_mount(guest, case, "ext4") as mounted:
         guest.run(f"mkdir -p /mnt/ro; echo kept > {mounted.path}/a")
-    head = f"head -c 64M {namespace.device} | cksum"
+    some = f"head -c 4M {namespace.device}; dd if={namespace.device} bs=4096 skip=9000 count=1"
+    head = f"({some}) 2>/dev/null | cksum"
     before = guest.run(head).stdout
     guest.run(f"echo 1 > {switch}")
     case.expect("disk_read_only", guest.run(f"cat /sys/block/{block}/ro").stdout.strip())
@@ -279,7 +282,7 @@ def test_n4_read_only_region(guest: Guest, case: Case) -> None:
     again = guest.workload("try_mount", "--path", "/mnt/ro", "--remount").facts
     case.expect("remount_writable", again["mount"])
     guest.run("umount /mnt/ro")
-    case.expect("the device's first 64 MiB", guest.run(head).stdout, right=before)
+    case.expect("the device", guest.run(head).stdout, right=before)
     guest.run(f"echo 0 > {switch}")
     case.expect("disk_writable", guest.run(f"cat /sys/block/{block}/ro").stdout.strip())
     case.expect("write_again", guest.run(write, check=False).status)
@@ -308,10 +311,12 @@ def test_n5_device_dax_is_its_own_memory(guest: Guest, case: Case, align: str) -
     if align != "1G":  # pagemap says nothing of those
         case.expect("frames_unknown", facts["frames_unknown"])
     if align != "4K":
-        for key in ("split", "split_protect", "after_split", "part_offset", "part_length"):
+        for key in ("split", "split_protect", "after_split", "part_length"):
             case.expect(key, facts[key])
     for key in ("store_to_read_only", "writable_of_read_only", "read", "write"):
         case.expect(f"devdax_{key}", facts[key])
+    if align == "2M":
+        case.expect("part_offset", facts["part_offset"])
 
 
 @pytest.mark.parametrize("fs", [*NAMES, "xfs-rmapbt"])

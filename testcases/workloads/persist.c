@@ -1,5 +1,5 @@
 /*
- * Stores a pattern through a mapping and leaves it there, synced or not, or says what a file holds.
+ * Stores a pattern through a mapping, synced by it or afterwards, or says what a file holds.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,9 +14,9 @@
 #include "model.h"
 #include "nvh.h"
 
-enum { STORE_SYNC, STORE_SHARED, STORE_FSYNC, STORE_MSYNC };
+enum { STORE_SYNC, STORE_FSYNC, STORE_MSYNC };
 
-static const char *const map_names[] = {"sync", "shared", "fsync", "msync", NULL};
+static const char *const map_names[] = {"sync", "fsync", "msync", NULL};
 
 /* A new file's name is the directory's: fsync(2). */
 static void sync_directory(const char *path)
@@ -50,7 +50,7 @@ static void store(const char *path, int pages, int how)
 		model_fill(map + (size_t)i * page, OWNER_FIRST, i);
 	if ((how == STORE_FSYNC && fsync(fd)) || (how == STORE_MSYNC && msync(map, size, MS_SYNC)))
 		nvh_bail("%s: %s", map_names[how], nvh_errname(errno));
-	if (how == STORE_FSYNC || how == STORE_MSYNC)
+	if (how != STORE_SYNC)
 		sync_directory(path);
 	nvh_step(true, "%d pages stored, %s", pages, map_names[how]);
 }
@@ -78,12 +78,12 @@ int main(int argc, char **argv)
 	const struct nvh_option options[] = {
 		{"file", &path, NULL, "the file to make, or to look at"},
 		{"pages", &pages, NULL, "its size (default 64)"},
-		{"store", &map, NULL, "make it and store into it through a mapping: sync (MAP_SYNC), shared, then fsync, msync"},
+		{"store", &map, NULL, "make it and store into it through a mapping: sync (MAP_SYNC), or one that is synced by fsync, msync"},
 		{NULL, NULL, NULL, NULL},
 	};
 	int kind, count;
 
-	nvh_options(argc, argv, "Store data, synced or not, or look whether it is there.", options);
+	nvh_options(argc, argv, "Store data through a mapping, or look whether it is there.", options);
 	if (!path || path[0] != '/')
 		nvh_usage("--file PATH is needed, from the root on");
 	count = nvh_number("pages", pages, 1, MODEL_MAX);
