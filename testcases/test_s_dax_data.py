@@ -6,7 +6,7 @@ import pytest
 
 from harness.guest import Guest
 from harness.verdict.expectation import Case
-from testcases.filesystems import NAMES, dax_mount, remounted, unmounted_state
+from testcases.filesystems import NAMES, NAMESPACE, dax_mount, remounted, unmounted_state
 
 #: What puts large files on 2 MiB borders.
 _ALIGNED = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}
@@ -76,7 +76,9 @@ def test_s5_reflinked_files_copy_on_write(guest: Guest, case: Case, copied: str)
     So much is copied at once: by 2 MiB page table entries, or by smaller ones.
     """
     mkfs = ("-m", "reflink=1", *_ALIGNED["xfs"])
-    with dax_mount(guest, case, "xfs", mkfs=mkfs) as mount:
+    with guest.mounted(guest.namespace(NAMESPACE["xfs"]), "xfs", mkfs=mkfs) as mount:
+        enable = "set CONFIG_FS_DAX=y, from 6.0 on"
+        case.prove("files of the mount are DAX", mount.is_dax, enable=enable)
         directory = f"{mount.path}/d"
         guest.run(f"mkdir {directory} && xfs_io -c 'cowextsize {copied.lower()}' {directory}")
         facts = guest.workload("reflink", "--directory", directory).facts
