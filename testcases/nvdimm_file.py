@@ -36,7 +36,7 @@ def page_of(guest: Guest, device: str) -> bytes:
 def pages_at(file: Path, page: bytes) -> Iterator[int]:
     """Yield where a sparse file holds this page; what was never written is not read."""
     with file.open("rb") as opened:
-        for begin, end in _written(opened.fileno()):
+        for begin, end in written(opened.fileno()):
             for at in range(begin, end, _CHUNK):
                 words = os.pread(opened.fileno(), min(_CHUNK, end - at), at)
                 found = words.find(page)
@@ -45,7 +45,7 @@ def pages_at(file: Path, page: bytes) -> Iterator[int]:
                     found = words.find(page, found + 1)
 
 
-def _written(fd: int) -> Iterator[tuple[int, int]]:
+def written(fd: int) -> Iterator[tuple[int, int]]:
     """Yield the ranges of a sparse file that are no holes."""
     end = 0
     while True:

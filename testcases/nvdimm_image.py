@@ -6,7 +6,6 @@ says what is in them, whatever the guest's page tables and page cache show.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from harness.guest import Guest
 from harness.guest.filesystem import Mount
+from testcases.nvdimm_file import written
 
 BLOCK = 4096
 _CHUNK = 1 << 20
@@ -55,24 +55,13 @@ def _digest(block: bytes) -> bytes:
 def _data(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the blocks that the file has, and are not all zero."""
     with path.open("rb") as image:
-        number = image.fileno()
-        at = 0
-        while True:
-            try:
-                at = os.lseek(number, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                    return
-                raise
-            end = os.lseek(number, at, os.SEEK_HOLE)
-            at -= at % BLOCK
-            while at < end:
-                chunk = os.pread(number, _CHUNK, at)
+        for begin, end in written(image.fileno()):
+            for at in range(begin - begin % BLOCK, end, _CHUNK):
+                chunk = os.pread(image.fileno(), min(_CHUNK, end - at), at)
                 for offset in range(0, len(chunk), BLOCK):
                     block = chunk[offset : offset + BLOCK]
                     if block != _ZERO:
                         yield (at + offset) // BLOCK, block
-                at += _CHUNK
 
 
 def layout(guest: Guest, mount: Mount, *files: str) -> Layout:

@@ -57,16 +57,17 @@ def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) 
         "rest": (800,),
         "unmapped": (9,),
     }
-    for what, pages in stored.items():
-        right = [[page, 1] for page in pages]
-        if size == "2M":  # an entry is written back whole
-            right = [[first, 512] for first in sorted({page // 512 * 512 for page in pages})]
-        seen = facts[what]
-        case.expect(what, [seen[i : i + 2] for i in range(0, len(seen), 2)], right=right)
-        flushed = facts[f"{what}_flushed"]
-        if flushed >= 0:
-            bytes_ = 4096 * sum(count for _, count in right)
-            case.expect(f"{what}: bytes flushed", flushed, right=bytes_)
+    with case.gathered():
+        for what, pages in stored.items():
+            right = [[page, 1] for page in pages]
+            if size == "2M":  # an entry is written back whole
+                right = [[first, 512] for first in sorted({page // 512 * 512 for page in pages})]
+            seen = facts[what]
+            case.expect(what, [seen[i : i + 2] for i in range(0, len(seen), 2)], right=right)
+            flushed = facts[f"{what}_flushed"]
+            if flushed >= 0:
+                whole = 4096 * sum(count for _, count in right)
+                case.expect(f"{what}: bytes flushed", flushed, right=whole)
 
 
 @pytest.mark.parametrize("copied", ["128K", "2M"])
