@@ -83,7 +83,7 @@ def other_kernels(rows: Mapping[str, Sequence[Sequence[Any]]]) -> str:
     """Return the page's part on further kernels: the faults' rows of each."""
     played = {name: {str(row[0]): row for row in rows[name]} for name in rows}
     faults = list(dict.fromkeys(fault for one in played.values() for fault in one))
-    lines = [f"\nGuests' faults on {'; on '.join(rows)}, verdict and seconds:\n\n"]
+    lines = ["\nGuests' faults on other kernels, verdict and seconds (`--also`):\n\n"]
     lines += [f"| fault | {' | '.join(rows)} |\n", f"| ---{' | ---' * len(rows)} |\n"]
     for fault in faults:
         cells = [one_line(fault)]

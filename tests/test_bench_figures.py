@@ -109,7 +109,7 @@ def test_other_kernels_stand_beside_each_other() -> None:
     }
     assert reliability.other_kernels(rows).splitlines() == [
         "",
-        "Guests' faults on 6.1.1; on 7.2.0, verdict and seconds:",
+        "Guests' faults on other kernels, verdict and seconds (`--also`):",
         "",
         "| fault | 6.1.1 | 7.2.0 |",
         "| --- | --- | --- |",
