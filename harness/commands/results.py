@@ -9,6 +9,7 @@ import webbrowser
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import unquote
 
 from harness import pages
 from harness.errors import EXIT_OK, UsageError
@@ -82,7 +83,7 @@ def _junit(runs: Sequence[StoredRun], family: Family) -> bytes:
     for run in runs:
         about = run.info
         suite = junit.suite_of(run.records, about.properties, about.started, about.folder, family)
-        results = {"results": about.href.rstrip("/")}
+        results = {"results": unquote(about.href).rstrip("/")}
         parts.append(junit.Part(about.label, run.classes, suite, results, about.problem))
     return junit.merge(parts)
 

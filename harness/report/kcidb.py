@@ -29,6 +29,7 @@ ORIGIN = "nvdimm_harness"
 
 _ORIGIN = re.compile(r"[a-z0-9_]+")
 _ID = re.compile(r"[a-z0-9_]+:.+")
+_URL = re.compile(r"https?://[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")  # the characters of RFC 3986
 _OUTSIDE_PATH = re.compile(r"[^a-zA-Z0-9_-]+")
 #: Where the tests are in KernelCI's tree of all tests.
 _ROOT = "nvdimm"
@@ -56,7 +57,7 @@ def build(
     """
     if not _ORIGIN.fullmatch(origin):
         raise UsageError(f"{origin!r} is no origin", hint="a-z, 0-9 and _")
-    if url and (urlsplit(url).scheme not in ("http", "https") or not url.isprintable()):
+    if url and not _URL.fullmatch(url):
         raise UsageError(f"{url!r} is no address", hint="https://HOST/PATH")
     if build_id and not (_ID.fullmatch(build_id) and build_id.isprintable()):
         raise UsageError(f"{build_id!r} is no build's id", hint="ORIGIN:ID, such as maestro:68a1")
@@ -187,7 +188,7 @@ class _Report:
             paths = []
         paths += [file for file in [folder / record.bundle] if file.is_file()]
         found = [
-            {"name": file.name, "url": self._url + quote(f"{run.info.href}{_below(folder, file)}")}
+            {"name": file.name, "url": self._url + run.info.href + quote(_below(folder, file))}
             for file in paths[:_MOST_FILES]
             if file.stat().st_size > 0
         ]

@@ -72,7 +72,7 @@ def _test(number: int, record: TestRecord) -> Iterator[str]:
     elif record.status in (Status.ERROR, Status.MISS):
         ended = False, f"ERROR {record.status.value}: {said}"
     elif record.status is Status.FAIL:
-        ended = False, said
+        ended = False, f"FAIL: {said}"  # never a directive of the guest's
     else:
         ended = True, said if record.status is Status.DONE else ""
     yield _result(number, name, *ended)

@@ -1,0 +1,91 @@
+"""nvh report --format: which file comes of it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from harness.report import kcidb
+from harness.report.record import TestRecord
+from tests.made_up_results import of_every_verdict, record, write_matrix, write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", of_every_verdict())
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "begin"),
+    [
+        ("junit", "junit.xml", "<?xml"),
+        ("xunit2", "xunit2.xml", "<?xml"),
+        ("kcidb", "kcidb.json", "{"),
+        ("ktap", "results.ktap", "KTAP version 1\n"),
+    ],
+)
+def test_each_format_has_its_file(
+    run: Path, capfdbinary: pytest.CaptureFixture[bytes], name: str, file: str, begin: str
+) -> None:
+    assert cli.main(["report", str(run), "--format", name]) == 0
+    assert capfdbinary.readouterr().out.decode() == f"{run / file}\n"
+    assert (run / file).read_text().startswith(begin)
+    assert cli.main(["report", str(run), "--format", name, "--output", "-"]) == 0
+    assert capfdbinary.readouterr().out == (run / file).read_bytes()
+    other = run.parent / "other"
+    assert cli.main(["report", str(run), "--format", name, "--output", str(other)]) == 0
+    assert other.read_bytes() == (run / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--origin", "x"], "go with --format kcidb"),
+        (["--format", "ktap", "--url", "https://x"], "go with --format kcidb"),
+        (["--output", "x.html"], "leads to the files beside it"),
+        (["--format", "ktap", "--open"], "--open shows the page"),
+        (["--format", "kcidb", "--origin", "X"], "'X' is no origin"),
+    ],
+)
+def test_what_does_not_go_together_is_told(
+    run: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert cli.main(["report", str(run), *words]) == 2
+    said = capsys.readouterr()
+    assert told in said.err
+    assert said.err.count("\n") == 1
+    assert not said.out
+
+
+def test_a_matrix_has_the_class_names_that_its_own_junit_has(tmp_path: Path) -> None:
+    runs: dict[str, Sequence[TestRecord] | str] = {
+        "debian:6.1": [record("test_x")],
+        "none": "it panicked",
+    }
+    folder = write_matrix(tmp_path, runs)
+    assert cli.main(["report", str(folder), "--format", "junit"]) == 0
+    document = ET.parse(folder / "junit.xml").getroot()
+    names = [(case.get("classname"), case.get("name")) for case in document.iter("testcase")]
+    assert names == [
+        ("debian-6_1.default.testcases.test_l_layout", "test_x"),
+        ("none.default", "the run itself"),
+    ]
+    found = {one.get("name"): one.get("value") for one in document.iter("property")}
+    assert found["results"] == ""
+    first = next(document.iter("testsuite"))
+    (results,) = first.findall("properties/property[@name='results']")
+    assert results.get("value") == "debian-6.1,default/night"
+
+
+def test_without_kernelcis_library_it_is_said(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kcidb, "check", lambda _: False)
+    assert cli.main(["report", str(run), "--format", "kcidb"]) == 0
+    assert "nvdimm-harness[kcidb]" in capsys.readouterr().err
+    assert json.loads((run / "kcidb.json").read_text())["version"] == {"major": 5, "minor": 3}
