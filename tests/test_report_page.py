@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import shutil
 import sys
@@ -261,15 +262,74 @@ def test_a_time_line_shows_the_wait_and_the_release() -> None:
     assert [bar.kind for bar in chart.bars] == ["pin", "bad"]
 
 
+MOMENTS = {
+    **WAIT,
+    "pinned_at": 0.1,
+    "op_started_at": 0.15,
+    "waits_seen_at": 0.2,
+    "released_at": 0.7,
+    "ended_at": 0.75,
+}
+
+
+def bars(facts: dict[str, object]) -> list[tuple[str, str, float]]:
+    """Return the bars of a workload's chart: lane's place, kind and where it ends, in seconds."""
+    (chart,) = timeline.charts(record("x", facts={}, steps=()), [WorkloadRun("layout", facts)])
+    zero, scale = 92, (timeline.WIDTH - 104) / 0.75
+    return [
+        (
+            bar.kind,
+            chart.lanes[int(bar.y // timeline.LANE)][1],
+            round((bar.x + bar.width - zero) / scale, 2),
+        )
+        for bar in chart.bars
+    ]
+
+
+def test_a_time_line_has_each_moment_that_a_workload_tells() -> None:
+    assert bars(MOMENTS) == [
+        ("pin", "pin", 0.7),
+        ("run", "operation", 0.2),
+        ("wait", "operation", 0.7),
+        ("run", "operation", 0.75),
+    ]
+    hung = {**MOMENTS, "ended_at": None, "given_up_at": 0.75}
+    assert bars(hung)[-2:] == [("wait", "operation", 0.7), ("bad", "operation", 0.75)]
+    early = {**MOMENTS, "released_at": 0.75, "ended_at": 0.4, "waits_seen_at": None}
+    assert bars(early) == [("pin", "pin", 0.75), ("bad", "operation", 0.4)]
+    unpinned = {**MOMENTS, "pinned_at": None, "released_at": None, "waits_seen_at": None}
+    assert bars(unpinned) == [("run", "operation", 0.75)]
+    # What cannot have been so is left to what else is known.
+    for odd in ({"ended_at": 0.1}, {"released_at": 0.05}, {"waits_seen_at": 0.1}):
+        assert [kind for kind, *_ in bars({**MOMENTS, **odd})] == ["pin", "wait", "run"]
+
+
+def test_the_tests_own_time_line_has_the_pin_where_it_was() -> None:
+    command = "/opt/nvh/layout --op truncate"
+    steps = tuple({"what": command, "at": at, "seconds": 0.8} for at in (0.2, 5.0))
+    output = f"$ {command}\n# facts {json.dumps(MOMENTS)}\n" * 3
+    one = record("x", seconds=6.0, steps=steps, excerpts={"output": output})
+    whole, *_ = timeline.charts(one, list(workload_runs(output)))
+    assert [name for _, name in whole.lanes] == ["guest", "test", "commands", "pin", "operation"]
+    pins = [bar for bar in whole.bars if bar.kind == "pin"]
+    given = [bar for bar in whole.bars if bar.kind == "command"]
+    assert len(pins) == 2  # the third was given at a time that nobody knows
+    for pin, command_bar in zip(pins, given, strict=True):
+        assert command_bar.x < pin.x
+        assert pin.x + pin.width < command_bar.x + command_bar.width
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300, -1, True, "1", None, 10**400])
 def test_a_time_line_bears_any_number(value: object) -> None:
     facts = {"how": "clone", "qmp_seconds": value, "ssh_seconds": value}
     odd = record("x", facts={"guest": facts}, steps=({"what": "x", "at": value, "seconds": value},))
     timed = {**WAIT, "op_seconds": value, "end_seconds": value, "map_seconds": value}
-    for chart in timeline.charts(odd, [WorkloadRun("a", timed)]):
-        for bar in chart.bars:
-            assert 0 <= bar.x <= timeline.WIDTH
-            assert 0 < bar.width <= timeline.WIDTH
+    told = [timed, *({**MOMENTS, key: value} for key in MOMENTS if key.endswith("_at"))]
+    for facts_told in told:
+        for chart in timeline.charts(odd, [WorkloadRun("a", facts_told)]):
+            for bar in chart.bars:
+                assert 0 <= bar.x <= timeline.WIDTH
+                assert 0 < bar.width <= timeline.WIDTH
 
 
 def test_2000_tests_are_still_a_page() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.report.escape import one_line
@@ -75,10 +75,13 @@ def charts(record: TestRecord, runs: Sequence[WorkloadRun]) -> list[Chart]:
     found = []
     whole = _test(record)
     if whole:
+        whole += _within(record, runs)
         found.append(draw("guest and test, from the test's begin", whole))
     for run in runs:
         name = run.command.split()[0].rpartition("/")[2] if run.command.split() else "workload"
-        spans, marks = _wait(run.facts)
+        spans, marks = _moments(run.facts)
+        if not spans:
+            spans, marks = _wait(run.facts)
         if spans:
             found.append(draw(f"{one_line(name, 40)}: pin and operation", spans, marks))
         elif spans := _calls(run.facts):
@@ -137,6 +140,78 @@ def _stages(facts: Mapping[str, Any], *stages: tuple[str, str]) -> list[Span]:
     return spans
 
 
+def _within(record: TestRecord, runs: Sequence[WorkloadRun]) -> list[Span]:
+    """Return the pins and operations of workloads where they lie in the test.
+
+    A workload counts from its own start, which is taken for when the command was given.
+    """
+    found: list[Span] = []
+    given = [(str(step.get("what")), _number(step.get("at"))) for step in record.steps]
+    for run in runs:
+        at = next((at for what, at in given if at is not None and what == run.command), None)
+        if at is None:
+            continue
+        given.remove((run.command, at))  # the same command may be given again
+        spans, _ = _moments(run.facts)
+        shifted = (replace(span, begin=span.begin + at, end=span.end + at) for span in spans)
+        found += [span for span in shifted if span.end <= record.seconds]
+    return found[:_MOST_BARS]
+
+
+def _moments(facts: Mapping[str, Any]) -> tuple[list[Span], list[tuple[float, str]]]:
+    """Return a pin and the operation that met it; zero is the workload's start.
+
+    Nothing where the workload did not tell when they began and ended, or not in that order.
+    """
+    pinned, started, seen, released, ended, left = (
+        _number(facts.get(f"{name}_at"))
+        for name in ("pinned", "op_started", "waits_seen", "released", "ended", "given_up")
+    )
+    last = max((at for at in (started, seen, released, ended, left) if at is not None), default=0.0)
+    if started is None or not _ordered(0.0, started, seen, last) or not _ordered(started, ended):
+        return [], []
+    name = str(facts.get("op_name") or "operation")
+    spans, marks = [], []
+    if pinned is not None:
+        if not _ordered(0.0, pinned, released):
+            return [], []
+        proof = facts.get("pin_proof") or "pinned"
+        spans.append(
+            Span("pin", pinned, last if released is None else released, f"held: {proof}", "pin")
+        )
+    free = last if released is None else released
+    if ended is not None and released is not None and pinned is not None and ended < released:
+        spans.append(Span("operation", started, ended, f"{name} is done under the pin", "bad"))
+        return spans, [(ended, "it returns"), (released, "release")]
+    until = last if ended is None else ended
+    if seen is not None:
+        spans.append(Span("operation", started, seen, f"{name} runs", "run"))
+        spans.append(
+            Span("operation", seen, max(seen, min(free, until)), _waits(name, facts), "wait")
+        )
+    begun = started if seen is None else max(seen, min(free, until))
+    if ended is None:
+        spans.append(Span("operation", begun, until, f"{name} does not end", "bad"))
+    else:
+        spans.append(Span("operation", begun, until, f"{name} ends", "run"))
+    if released is not None:
+        after = f", end {seconds(ended - released)} later" if ended is not None else ""
+        marks.append((released, f"release{after}"))
+    return spans, marks
+
+
+def _ordered(*moments: float | None) -> bool:
+    told = [at for at in moments if at is not None]
+    return told == sorted(told)
+
+
+def _waits(name: str, facts: Mapping[str, Any]) -> str:
+    """Say where an operation waits, and in which state."""
+    where = str(facts.get("waits_in") or "")
+    state = str(facts.get("states") or facts.get("state") or "")
+    return f"{name} waits{f' in {where}' if where else ''}{f', {state}' if state else ''}"
+
+
 def _wait(facts: Mapping[str, Any]) -> tuple[list[Span], list[tuple[float, str]]]:
     """Return a pin and the operation that met it; zero is the operation's begin."""
     took, after = _number(facts.get("op_seconds")), _number(facts.get("end_seconds"))
@@ -148,12 +223,9 @@ def _wait(facts: Mapping[str, Any]) -> tuple[list[Span], list[tuple[float, str]]
     if after < 0:  # it did not wait for the pin's end
         spans = [pin, Span("operation", 0.0, took, f"{name} is done under the pin", "bad")]
         return spans, [(took, "it returns"), (released, "release")]
-    where = str(facts.get("waits_in") or "")
-    waits = f"{name} waits{f' in {where}' if where else ''}"
-    state = str(facts.get("states") or facts.get("state") or "")
     spans = [
         pin,
-        Span("operation", 0.0, released, f"{waits}, {state}" if state else waits, "wait"),
+        Span("operation", 0.0, released, _waits(name, facts), "wait"),
         Span("operation", released, took, f"{name} ends", "run"),
     ]
     return spans, [(released, f"release, end {seconds(after)} later")]
