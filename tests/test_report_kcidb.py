@@ -35,6 +35,7 @@ ISSUE = KnownIssue(
     title="A pinned page is not seen as busy",
     tests=("test_l6_*",),
     kernels=(),
+    requires=None,
     symptom=re.compile("x"),
     evidence="fs/dax.c",
     link="https://lore.kernel.org/r/1@example.org",

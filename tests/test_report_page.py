@@ -258,8 +258,17 @@ def test_a_time_line_shows_the_wait_and_the_release() -> None:
     assert share == pytest.approx(1.05 / 1.056, abs=1e-3)
     assert words == "release, end 6 ms later"
     early = {**WAIT, "end_seconds": -0.5}
-    (chart,) = timeline.charts(record("x", facts={}, steps=()), [WorkloadRun("layout", early)])
-    assert [bar.kind for bar in chart.bars] == ["pin", "bad"]
+    assert kinds_of(early, Status.FAIL) == ["pin", "bad"]
+    assert kinds_of(early, Status.PASS) == ["pin", "run"]  # the pin was of another file
+    # The pin's end is seen a moment after it was asked for, and the operation may be quicker.
+    late = {**early, "end_seconds": -0.03, "returned_while_pinned": False}
+    assert kinds_of(late, Status.FAIL) == ["pin", "wait", "run"]
+
+
+def kinds_of(facts: dict[str, object], status: Status) -> list[str]:
+    one = record("x", status, facts={}, steps=())
+    (chart,) = timeline.charts(one, [WorkloadRun("layout", facts)])
+    return [bar.kind for bar in chart.bars]
 
 
 MOMENTS = {
@@ -274,7 +283,8 @@ MOMENTS = {
 
 def bars(facts: dict[str, object]) -> list[tuple[str, str, float]]:
     """Return the bars of a workload's chart: lane's place, kind and where it ends, in seconds."""
-    (chart,) = timeline.charts(record("x", facts={}, steps=()), [WorkloadRun("layout", facts)])
+    one = record("x", Status.FAIL, facts={}, steps=())
+    (chart,) = timeline.charts(one, [WorkloadRun("layout", facts)])
     zero, scale = 92, (timeline.WIDTH - 104) / 0.75
     return [
         (
@@ -297,6 +307,8 @@ def test_a_time_line_has_each_moment_that_a_workload_tells() -> None:
     assert bars(hung)[-2:] == [("wait", "operation", 0.7), ("bad", "operation", 0.75)]
     early = {**MOMENTS, "released_at": 0.75, "ended_at": 0.4, "waits_seen_at": None}
     assert bars(early) == [("pin", "pin", 0.75), ("bad", "operation", 0.4)]
+    quick = {**MOMENTS, "released_at": 0.75, "ended_at": 0.7, "returned_while_pinned": False}
+    assert kinds_of(quick, Status.FAIL) == ["pin", "run", "wait", "run"]
     unpinned = {**MOMENTS, "pinned_at": None, "released_at": None, "waits_seen_at": None}
     assert bars(unpinned) == [("run", "operation", 0.75)]
     # What cannot have been so is left to what else is known.

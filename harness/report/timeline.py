@@ -83,7 +83,8 @@ def charts(record: TestRecord, runs: Sequence[WorkloadRun]) -> list[Chart]:
         if not spans:
             spans, marks = _wait(run.facts)
         if spans:
-            found.append(draw(f"{one_line(name, 40)}: pin and operation", spans, marks))
+            title = f"{one_line(name, 40)}: pin and operation"
+            found.append(draw(title, _judged(record, spans), marks))
         elif spans := _calls(run.facts):
             found.append(draw(f"{one_line(name, 40)}: its calls, one after the other", spans))
     return found[:_MOST_CHARTS]
@@ -155,7 +156,14 @@ def _within(record: TestRecord, runs: Sequence[WorkloadRun]) -> list[Span]:
         spans, _ = _moments(run.facts)
         shifted = (replace(span, begin=span.begin + at, end=span.end + at) for span in spans)
         found += [span for span in shifted if span.end <= record.seconds]
-    return found[:_MOST_BARS]
+    return _judged(record, found[:_MOST_BARS])
+
+
+def _judged(record: TestRecord, spans: Sequence[Span]) -> list[Span]:
+    """Return spans, none of them bad in a test that passed: the pin was of another file."""
+    if not record.status.good:
+        return list(spans)
+    return [replace(span, kind="run") if span.kind == "bad" else span for span in spans]
 
 
 def _moments(facts: Mapping[str, Any]) -> tuple[list[Span], list[tuple[float, str]]]:
@@ -170,6 +178,8 @@ def _moments(facts: Mapping[str, Any]) -> tuple[list[Span], list[tuple[float, st
     last = max((at for at in (started, seen, released, ended, left) if at is not None), default=0.0)
     if started is None or not _ordered(0.0, started, seen, last) or not _ordered(started, ended):
         return [], []
+    if ended is not None and released is not None and facts.get("returned_while_pinned") is False:
+        released = min(ended, released)  # its end was asked for before, and seen after
     name = str(facts.get("op_name") or "operation")
     spans, marks = [], []
     if pinned is not None:
@@ -217,6 +227,8 @@ def _wait(facts: Mapping[str, Any]) -> tuple[list[Span], list[tuple[float, str]]
     took, after = _number(facts.get("op_seconds")), _number(facts.get("end_seconds"))
     if took is None or after is None or not facts.get("pinned"):
         return [], []
+    if facts.get("returned_while_pinned") is False:
+        after = max(0.0, after)  # the pin's end was asked for before, and seen after
     released = max(0.0, took - after)
     name = str(facts.get("op_name") or "operation")
     pin = Span("pin", 0.0, released, f"held: {facts.get('pin_proof') or 'pinned'}", "pin")
