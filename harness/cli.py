@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness import __version__, ui
+from harness import __version__, manual, ui
 from harness.commands import (
     bisect,
+    completion,
     doctor,
     guests,
     inventory,
@@ -31,21 +32,6 @@ from harness.toml_table import parse_size
 
 #: What a shell shows of a program that wrote into a closed pipe (128 + SIGPIPE).
 EXIT_BROKEN_PIPE = 141
-
-_EPILOG = """\
-examples:
-  nvh test                                   every testcase on the default kernel
-  nvh test -k V3 --kernel ~/linux            one row of the catalogue on a kernel you built
-  nvh run --kernel debian:6.1 -- uname -a    a command in a fresh guest
-  nvh shell --machine my-machine.toml        a shell in a fresh guest
-  nvh matrix --kernel debian:6.1 --kernel ~/linux        a night on two kernels
-  nvh bisect BUNDLE --good v6.11 --bad v6.12 --tree ~/linux      the commit that broke it
-  nvh compare OLD results/latest             what is new since an older night
-  nvh report results/latest --open           the page of a run or a matrix
-
-exit codes: 0 all passed, 1 a test failed, 2 usage, 125 the harness or the host could not test
-(git bisect run skips it), 130 interrupted.
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,13 +104,11 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nvh",
-        description="Boot a QEMU guest with emulated pmem, pin its DAX pages and judge the kernel.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = argparse.ArgumentParser(prog="nvh")
+    manual.describe(parser, "")
+    parser.add_argument(
+        "--version", action="version", version=f"nvh {__version__}", help="show it and exit"
     )
-    parser.add_argument("--version", action="version", version=f"nvh {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     test = _command(commands, "test", "run testcases and say what the kernel does", testing.test)
@@ -174,7 +158,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--bare", action="store_true", help="make no namespaces, bind no device")
     run.add_argument(
-        "--timeout", metavar="S", type=float, default=3600.0, help="seconds (default: an hour)"
+        "--timeout",
+        metavar="S",
+        type=float,
+        default=3600.0,
+        help="seconds that the command gets (default: %(default)g)",
     )
     run.set_defaults(command_words=True, command=[])
 
@@ -196,6 +184,12 @@ def _parser() -> argparse.ArgumentParser:
     classify = _command(commands, "classify", "find kernel faults in console logs", logs.classify)
     classify.add_argument("files", nargs="+", metavar="FILE", help="a log; - is standard input")
     classify.add_argument("--json", action="store_true", help="one JSON object a file")
+
+    complete = _command(
+        commands, "completion", "print a shell's completion script", completion.completion
+    )
+    complete.add_argument("shell", choices=completion.SHELLS, help="which shell")
+    complete.set_defaults(parser=parser)
     return parser
 
 
@@ -205,21 +199,31 @@ def _command(
     text: str,
     action: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser = commands.add_parser(name, help=text)
+    manual.describe(parser, parser.prog.removeprefix("nvh "))
     parser.set_defaults(action=action, name=name)
     return parser
 
 
+def _group(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    parser = commands.add_parser(name, help=text)
+    manual.describe(parser, name)
+    return parser.add_subparsers(metavar="ACTION", required=True)
+
+
 def _repro(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     again = _command(commands, "repro", "run a bundle's test again", repro.repro)
-    again.epilog = (
-        "exit codes: 1 the same symptom shows, 0 the test passes, 125 neither can be said"
-        " (another symptom, or no test); so git bisect run can use it"
-    )
     again.add_argument("bundle", metavar="BUNDLE", help="a directory or a .tar.zst")
     _kernel_option(again)
     _accel_option(again)
-    again.add_argument("--machine", metavar="M", default="", help="another than the bundle's")
+    again.add_argument(
+        "--machine",
+        metavar="M",
+        default="",
+        help="another than the bundle's: a name or a .toml file",
+    )
     again.add_argument("--repeat", metavar="N", type=int, default=1, help="runs (default: 1)")
     again.add_argument("--until-fail", action="store_true", help="stop when the symptom has shown")
     again.add_argument("--results", metavar="DIR", help="where results go (default: results/)")
@@ -228,27 +232,11 @@ def _repro(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
 
 
-_BISECT_EXAMPLES = """\
-examples:
-  nvh bisect results/latest/bundles/NAME.tar.zst --good debian:6.12 --bad debian:sid
-  nvh bisect 'L5 and punch-odirect-write-ext4' --bad debian:6.1 --good debian:6.12
-  nvh bisect B.tar.zst --good v6.11 --bad v6.12 --tree ~/linux --repeat 5 -- fs/dax.c mm
-
-Where good is the newer one, the first kernel that is fixed is searched for.  Kernels are tried from
-their ends to the middle; what does not build, boot or fails otherwise is stepped around.
-
-exit codes: 0 one kernel or commit is found, 1 good is not good or bad is not bad, 125 only a range
-is found or the ends cannot be tested, 130 interrupted (--resume DIR goes on)
-"""
-
-
 def _bisect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     search = _command(
         commands, "bisect", "find the kernel or commit where a bug came or went", bisect.bisect
     )
     search.usage = "nvh bisect [-h] BUNDLE_OR_TEST --good G --bad B [OPTIONS] [-- PATHS]"
-    search.epilog = _BISECT_EXAMPLES
-    search.formatter_class = argparse.RawDescriptionHelpFormatter
     search.add_argument(
         "test", metavar="BUNDLE_OR_TEST", nargs="?", help="a bundle, or what -k selects one test by"
     )
@@ -302,7 +290,7 @@ def _guest_options(parser: argparse.ArgumentParser) -> None:
         "--machine",
         metavar="M",
         default="default",
-        help="a machine's name (nvh machine list) or a .toml file",
+        help="a machine's name (nvh machine list) or a .toml file (default: %(default)s)",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be started and start nothing"
@@ -314,7 +302,7 @@ def _time_options(parser: argparse.ArgumentParser) -> None:
         ("--max-time", OF_RUN, "the run may take; what is left of it then is MISS"),
         ("--max-test-time", OF_TEST, "a test may take, its guest's start included"),
     ):
-        text = f"how many seconds {what} ({default:g})"
+        text = f"how many seconds {what} (default: {default:g})"
         parser.add_argument(name, metavar="S", type=seconds, default=default, help=text)
 
 
@@ -344,39 +332,51 @@ def _accel_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _machine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    machine = commands.add_parser("machine", help="show machines").add_subparsers(
-        metavar="ACTION", required=True
-    )
+    machine = _group(commands, "machine", "show machines")
     _command(
         machine, "list", "list the machines that come with the harness", inventory.machine_list
     )
     show = _command(machine, "show", "print a machine", inventory.machine_show)
-    show.add_argument("name", nargs="?", default="default", help="a name or a .toml file")
-    show.add_argument("--argv", action="store_true", help="print QEMU's arguments")
-    show.add_argument("--accel", choices=("kvm", "tcg"), default="tcg")
+    show.add_argument(
+        "name",
+        metavar="MACHINE",
+        nargs="?",
+        default="default",
+        help="a name or a .toml file (default: %(default)s)",
+    )
+    show.add_argument("--argv", action="store_true", help="print QEMU's command, as a shell's line")
+    show.add_argument(
+        "--accel", choices=("kvm", "tcg"), default="tcg", help="with --argv (default: %(default)s)"
+    )
 
 
 def _image(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    image = commands.add_parser("image", help="list and clean what was built").add_subparsers(
-        metavar="ACTION", required=True
-    )
+    image = _group(commands, "image", "list and clean what was built")
     _command(image, "list", "list what the store holds", inventory.image_list)
     _command(image, "verify", "compare every image with its hashes", inventory.image_verify)
     build = _command(image, "build", "build all that a boot needs", inventory.image_build)
     _kernel_option(build)
     remove = _command(image, "rm", "remove images", inventory.image_rm)
-    remove.add_argument("what", help="a kind, or the start of a key")
+    remove.add_argument("what", metavar="WHAT", help="a kind, or the start of a key")
     collect = _command(image, "gc", "remove the longest unused images", inventory.image_gc)
-    collect.add_argument("--limit", default="10G", metavar="SIZE", help="what may stay (10G)")
+    collect.add_argument(
+        "--limit",
+        default="10G",
+        metavar="SIZE",
+        help="what may stay, in bytes or as 512M (default: %(default)s)",
+    )
 
 
 def _kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    kernel = commands.add_parser("kernel", help="show and fetch kernels").add_subparsers(
-        metavar="ACTION", required=True
-    )
+    kernel = _group(commands, "kernel", "show, fetch and build kernels")
     _command(kernel, "list", "list the packaged kernels in the store", inventory.kernel_list)
     show = _command(kernel, "show", "say what a kernel selector stands for", inventory.kernel_show)
-    show.add_argument("selector", nargs="?", help="as --kernel takes it")
+    show.add_argument(
+        "selector",
+        metavar="KERNEL",
+        nargs="?",
+        help="as --kernel takes it (default: the distribution's 6.12)",
+    )
     build = _command(
         kernel, "build", "build a lean kernel; its path is the last line", kernels.build
     )

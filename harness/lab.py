@@ -17,7 +17,7 @@ from harness.guest import template
 from harness.guest.boot import Recipe
 from harness.guest.clone import prove
 from harness.guest.template import Template
-from harness.images import config_problems
+from harness.images import config_problems, workloads
 from harness.images.guest import GuestImages, prepare
 from harness.images.kernel import Kernel, resolve
 from harness.images.store import Store
@@ -136,10 +136,18 @@ class Lab:
         self.say(f"accelerator {chosen.name}: {chosen.why}")
         return chosen
 
-    @property
+    @cached_property
     def workloads(self) -> Path:
-        """Where the workloads' binaries are: where the Makefile puts them, or as was asked for."""
-        return self.options.workloads or paths.source_tree() / "testcases" / "workloads" / "build"
+        """Where the workloads' binaries are: as was asked for, or where the Makefile put them.
+
+        Where it has not been run they are built into the store.
+        """
+        if self.options.workloads:
+            return self.options.workloads
+        made = workloads.folder() / "build"
+        if made.is_dir() or not workloads.folder().is_dir():
+            return made
+        return workloads.built(self.store, progress=self.say)
 
     def recipe(self, machine: Machine | None = None, *, append: tuple[str, ...] = ()) -> Recipe:
         """Return all that a boot depends on."""

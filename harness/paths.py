@@ -11,8 +11,17 @@ from harness.errors import HostError
 
 
 def source_tree() -> Path:
-    """Return the root of the checkout: the harness runs from its source tree."""
-    return Path(__file__).resolve().parent.parent
+    """Return the root of the checkout, or the copy of it that a wheel brings."""
+    package = Path(__file__).resolve().parent
+    installed = package / "tree"
+    return installed if installed.is_dir() else package.parent
+
+
+def results() -> Path:
+    """Return where results go unless the user says where: the checkout, else right here."""
+    tree = source_tree()
+    installed = tree.parent == Path(__file__).resolve().parent
+    return (Path.cwd() if installed else tree) / "results"
 
 
 def guest_images() -> Path:

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from harness import paths
 from harness.aftermath import Aftermath
 from harness.errors import (
     HarnessError,
@@ -36,12 +35,25 @@ from harness.report.results import ResultsDir, append, write_atomic, write_json
 from harness.run_bundles import about
 from harness.run_options import add_options, wish_of
 from harness.run_reporter import RECORD, UNWRITTEN, Reporter
-from harness.run_state import RunState, end_bundle, load_catalogue, run_state, worker_id
+from harness.run_state import (
+    RunState,
+    end_bundle,
+    is_catalogued,
+    is_testcase,
+    load_catalogue,
+    own_row,
+    row_of,
+    run_state,
+    runs_catalogue,
+    worker_id,
+)
 from harness.steps import Steps
 from harness.toml_table import parse_size
-from harness.verdict.expectation import Case, Mismatch, NotProven, row_id
+from harness.verdict.expectation import Case, Mismatch, NotProven
 from harness.verdict.judge import SPLAT, ComparedNothing, Splat, judge
 from harness.verdict.status import Status
+
+pytest_plugins = ["harness.fixtures"]
 
 _ROW = re.compile(r"\b([A-Za-z])(\d{1,3})\b(?!\w)")
 
@@ -69,22 +81,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let -k take the catalogue's ids: V1 is that row alone, not V11."""
+    """Register the markers, and let -k take the catalogue's ids: V1 is that row alone, not V11."""
     config.addinivalue_line("markers", "isolation(level): clone, boot or shared")
     config.addinivalue_line("markers", "machine(name): another machine than the run's")
     config.addinivalue_line("markers", "kernel_args(*words): more of the guest's command line")
     keyword = config.getoption("keyword", "")
-    if keyword:
+    if keyword and runs_catalogue(config):
         config.option.keyword = _ROW.sub(lambda match: f"test_{match[0].lower()}_", keyword)
     given = config.getoption("--nvh-results")
     if given and worker_id(config) is not None:
         # Without a log the run is still a run; without the directory it ends at its first test.
         with contextlib.suppress(HostError):
             ResultsDir.open(Path(given)).start_log()
-
-
-def _is_testcase(item: pytest.Item) -> bool:
-    return (paths.source_tree() / "testcases") in item.path.parents
 
 
 # Fixtures
@@ -110,11 +118,17 @@ def guests(request: pytest.FixtureRequest) -> Iterator[GuestPool]:
 
 @pytest.fixture
 def case(request: pytest.FixtureRequest) -> Case:
-    """The test's record: expect(), prove(), fact(), skip(), allow()."""
-    row = run_state(request.config).catalogue.of_test(request.node.name)
-    if row is None:
-        raise pytest.UsageError(f"{request.node.nodeid}: its name carries no row of the catalogue")
-    made = Case(row, echo=_echo(request.node))
+    """The test's record: expect(), prove(), fact(), skip(), allow().
+
+    ``case.prove(what, holds)`` comes first: what does not hold makes the test a MISS, and with
+    ``enable="how to get it"`` a SKIP.  ``case.expect(what, seen)`` compares with the row of the
+    catalogue that the test's name carries, ``right=`` in its place with a value of the test's own.
+    """
+    item = request.node
+    row = row_of(item)
+    if row is None and is_catalogued(item):
+        raise pytest.UsageError(f"{item.nodeid}: its name carries no row of the catalogue")
+    made = Case(row or own_row(item), echo=_echo(item))
     request.node.stash[_CASE] = made
     return made
 
@@ -288,7 +302,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn the end of a phase into one of the six words, and the last phase into a record."""
     report = yield
-    if _is_testcase(item):
+    if is_testcase(item):
         try:
             _complete(report, item, call)
         except HostError as error:
@@ -334,6 +348,8 @@ def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInf
 
 def _known(item: pytest.Item) -> str:
     """Return the id of the known issue that explains a test's failure, splats and all."""
+    if not is_catalogued(item):
+        return ""
     state = run_state(item.config)
     _, message, _ = item.stash[_OUTCOME]
     observer = item.stash.get(_OBSERVER, None)
@@ -380,10 +396,10 @@ def _record(item: pytest.Item) -> TestRecord:
     if output:
         write_atomic(folder / "output.txt", output)
         excerpts["output"] = output
-    row = state.catalogue.of_test(item.name)
+    row = row_of(item)
     seconds = time.time() - item.stash.get(_BEGUN, time.time())
     data = made.record if made else {}
-    expected = state.known.concerning(item.name, _release(state))
+    expected = state.known.concerning(item.name, _release(state)) if row else ()
     if made is not None:
         write_json(folder / "facts.json", data)
     return TestRecord(
@@ -391,8 +407,8 @@ def _record(item: pytest.Item) -> TestRecord:
         status=status,
         seconds=seconds,
         started=item.stash.get(_BEGUN, 0.0),
-        row=row.id if row else row_id(item.name),
-        title=row.title if row else "",
+        row=row.id if row else None,
+        title=(row or own_row(item)).title,
         message=message,
         hint=hint,
         expectations=tuple(data.get("expectations", ())),
@@ -417,7 +433,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     """Note when the test began, and begin its bundle; its guest's start counts to its time."""
     item.stash[_BEGUN] = time.time()
     item.stash[_STEPS] = Steps(item.stash[_BEGUN])
-    if _is_testcase(item):
+    if is_testcase(item):
         _begin_bundle(item)
     with _limited(item):
         return (yield)
@@ -425,13 +441,14 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
 
 def _begin_bundle(item: pytest.Item) -> None:
     state = run_state(item.config)
-    row = state.catalogue.of_test(item.name)
-    state.bundles.begin(about(item.nodeid, row, wish_of(item, item.config), state.lab))
+    if is_catalogued(item):  # nvh repro runs the testcases of a checkout
+        wish = wish_of(item, item.config)
+        state.bundles.begin(about(item.nodeid, row_of(item), wish, state.lab))
 
 
 def _limited(item: pytest.Item) -> contextlib.AbstractContextManager[None]:
     """Hold a testcase to the limits on its time and on the run's."""
-    if not _is_testcase(item):
+    if not is_testcase(item):
         return contextlib.nullcontext()
     return run_state(item.config).limit.applied(time.time() - item.stash[_BEGUN])
 
@@ -441,11 +458,11 @@ def _limited(item: pytest.Item) -> contextlib.AbstractContextManager[None]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse, before anything boots, a testcase without a row or with markers that mean nothing."""
-    testcases = [item for item in items if _is_testcase(item)]
+    for item in filter(is_testcase, items):
+        wish_of(item, config)
+    testcases = list(filter(is_catalogued, items))
     if not testcases:
         return
-    for item in testcases:
-        wish_of(item, config)
     try:
         # Not from the state: who only looks at the tests makes no results.
         catalogue = load_catalogue()

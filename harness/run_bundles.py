@@ -74,8 +74,11 @@ def _described(file: Path) -> tuple[str, str, str]:
 
 def _version() -> str:
     """Return which harness this is: its commit too, where it is a checkout."""
-    words = ["git", "-C", str(paths.source_tree()), "describe", "--always", "--dirty"]
+    tree = paths.source_tree()
+    words = ["git", "-C", str(tree), "describe", "--always", "--dirty"]
     try:
+        if not (tree / ".git").exists():  # installed, maybe somewhere below another project's
+            return __version__
         return f"{__version__} {process.run(words, timeout=20.0).stdout.strip()}"
     except HarnessError:
         return __version__

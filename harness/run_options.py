@@ -11,25 +11,60 @@ from harness.time_limit import OF_TEST
 def add_options(parser: pytest.Parser) -> None:
     """Register the options of the plugin."""
     group = parser.getgroup("nvh", "nvdimm-harness")
-    group.addoption("--nvh-kernel", metavar="K", help="bzImage, kernel tree or debian:6.1")
-    group.addoption("--nvh-accel", metavar="A", default="auto", help="auto, kvm or tcg")
-    group.addoption("--nvh-machine", metavar="M", default="default", help="name or .toml file")
+    group.addoption(
+        "--nvh-kernel",
+        metavar="K",
+        help="a bzImage, a built kernel tree, or debian:6.1 (default: the distribution's 6.12)",
+    )
+    group.addoption(
+        "--nvh-accel",
+        choices=("auto", "kvm", "tcg"),
+        default="auto",
+        help="auto uses KVM if it proves to work (default: %(default)s)",
+    )
+    group.addoption(
+        "--nvh-machine",
+        metavar="M",
+        default="default",
+        help="a machine's name, or a .toml file (default: %(default)s)",
+    )
     group.addoption(
         "--nvh-isolation",
         choices=ISOLATIONS,
         default="clone",
-        help="what a test without a marker gets: a fresh clone, a cold boot or a shared guest",
+        help="what a test without a marker gets: a fresh clone, a cold boot or a shared guest"
+        " (default: %(default)s)",
+    )
+    group.addoption(
+        "--nvh-max-test-time",
+        metavar="S",
+        type=float,
+        default=OF_TEST,
+        help="seconds a test may take, its guest's start included (default: %(default)g)",
     )
     group.addoption(
         "--nvh-strict", action="store_true", help="a known issue that no longer shows is a failure"
     )
-    group.addoption("--nvh-trusted", action="store_true", help="images have just been verified")
-    group.addoption("--nvh-dump-memory", metavar="SIZE", help="keep a broken guest's memory")
-    group.addoption("--nvh-results", metavar="DIR", help="an existing results directory")
-    group.addoption("--nvh-max-test-time", metavar="S", type=float, default=OF_TEST, help="of each")
-    group.addoption("--nvh-end", metavar="EPOCH", type=float, help="when the run's time is over")
-    group.addoption("--nvh-workloads", metavar="DIR", help="other binaries than make workloads'")
+    group.addoption(
+        "--nvh-dump-memory", metavar="SIZE", help="keep a broken guest's memory, at most: 512M, ..."
+    )
+    group.addoption(
+        "--nvh-workloads",
+        metavar="DIR",
+        help="workloads' binaries (default: built from the sources)",
+    )
+    group.addoption(
+        "--nvh-results",
+        metavar="DIR",
+        help="an existing results directory (default: a new one in results/)",
+    )
     group.addoption("--nvh-with-kernel", action="store_true", help="bundles hold the kernel")
+    group.addoption(
+        "--nvh-trusted", action="store_true", help="images have just been verified (nvh test)"
+    )
+    group.addoption(
+        "--nvh-end", metavar="EPOCH", type=float, help="when the run's time is over (nvh test)"
+    )
 
 
 def wish_of(item: pytest.Item, config: pytest.Config) -> Wish:

@@ -16,6 +16,7 @@ from harness.report import junit, summary, table
 from harness.report.escape import one_line
 from harness.report.record import TestRecord, boot_findings
 from harness.run_state import STATE, RunState, end_bundle, run_state
+from harness.verdict.expectation import row_id
 from harness.verdict.status import Status
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ RECORD, UNWRITTEN = "nvh-record", "nvh-unwritten"
 def _crashed(state: RunState, report: pytest.TestReport) -> TestRecord:
     """Return the record of a test whose worker died under it."""
     folder = state.results.test_dir(report.nodeid)
-    row = state.catalogue.of_test(report.nodeid)
+    named = row_id(report.nodeid) or ""
+    row = state.catalogue[named] if named in state.catalogue else None  # noqa: SIM401 (no dict)
     output = folder / "output.txt"
     record = TestRecord(
         nodeid=report.nodeid,

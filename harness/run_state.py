@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from harness.report.record import TestRecord
 from harness.report.results import ResultsDir
 from harness.run_bundles import setting
 from harness.time_limit import OF_RUN, OF_TEST, TimeLimit
-from harness.verdict.expectation import Catalogue
+from harness.verdict.expectation import Catalogue, Row
 from harness.verdict.known import KnownIssues
 from harness.verdict.reports import load_reports
 
@@ -51,6 +52,41 @@ def load_catalogue() -> Catalogue:
     return catalogue.with_rows(report.row for report in load_reports(paths.reports()))
 
 
+def is_catalogued(item: pytest.Item) -> bool:
+    """Whether a test is one of the harness's own testcases, whose names carry a row."""
+    return (paths.source_tree() / "testcases") in item.path.parents
+
+
+def runs_catalogue(config: pytest.Config) -> bool:
+    """Whether the harness's own testcases are among what pytest was asked to run."""
+    ours = (paths.source_tree() / "testcases").resolve()
+    asked = [Path(config.invocation_params.dir, word.partition("::")[0]) for word in config.args]
+    return any(
+        path.resolve() in {ours, *ours.parents} or ours in path.resolve().parents for path in asked
+    )
+
+
+def is_testcase(item: pytest.Item) -> bool:
+    """Whether a test gets a verdict: a testcase, or whatever else takes the plugin's fixtures."""
+    if is_catalogued(item):
+        return True
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    made = [one.func.__module__ for name in ("guest", "case") for one in known.get(name, ())]
+    return "harness.pytest_plugin" in made
+
+
+def row_of(item: pytest.Item) -> Row | None:
+    """Return the catalogue's row of a test; another project's tests have none."""
+    return run_state(item.config).catalogue.of_test(item.name) if is_catalogued(item) else None
+
+
+def own_row(item: pytest.Item) -> Row:
+    """Return what stands for a row where a test is its own source of what is right."""
+    function = getattr(item, "function", None)
+    words = (inspect.getdoc(function) or "").partition("\n")[0]
+    return Row(item.name, words, (item.nodeid,), (), {}, item.path)
+
+
 def worker_id(config: pytest.Config) -> str | None:
     """Return the name of the xdist worker that this is, None on the controller or without."""
     workerinput = getattr(config, "workerinput", None)
@@ -64,7 +100,10 @@ def run_state(config: pytest.Config) -> RunState:
         given = config.getoption("--nvh-results")
         if worker_id(config) is not None:
             given = getattr(config, "workerinput", {})["nvh_results"]
-        results = ResultsDir.open(Path(given)) if given else ResultsDir.create(root / "results")
+        base = (
+            config.rootpath / "results"
+        )  # the checkout's, or those of whoever has tests of guests
+        results = ResultsDir.open(Path(given)) if given else ResultsDir.create(base)
         options = Options(
             kernel=config.getoption("--nvh-kernel"),
             accel=config.getoption("--nvh-accel"),

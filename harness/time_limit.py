@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -44,16 +45,32 @@ class TimeLimit:
             yield
             return
 
-        def alarm(_signal: int, _frame: FrameType | None) -> None:
-            raise error
+        # There is one such timer in a process, and pytest-timeout's may be running.
+        before = signal.getsignal(signal.SIGALRM)
+        begun = time.monotonic()
+        was = signal.setitimer(signal.ITIMER_REAL, 0)[0]
+        ours, theirs = begun + left, begun + was if was else math.inf
 
-        before = signal.signal(signal.SIGALRM, alarm)
-        signal.setitimer(signal.ITIMER_REAL, left, _AGAIN)
+        def alarm(number: int, frame: FrameType | None) -> None:
+            nonlocal theirs
+            now = time.monotonic()
+            ahead = [at - now for at in (ours, theirs) if at > now]
+            signal.setitimer(signal.ITIMER_REAL, min([*ahead, _AGAIN]), _AGAIN)
+            if callable(before) and now >= theirs:
+                theirs = math.inf  # once
+                before(number, frame)
+            if now >= ours:
+                raise error
+
+        signal.signal(signal.SIGALRM, alarm)
+        signal.setitimer(signal.ITIMER_REAL, min(left, was or left), _AGAIN)
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+            if theirs < math.inf:
+                signal.setitimer(signal.ITIMER_REAL, max(theirs - time.monotonic(), 0.001))
 
     def _left(self, used: float) -> tuple[float, OutOfTime]:
         of_test, of_run = self.test - used, self.end - time.time()

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from harness.errors import WorkloadError
+from harness import dax
 from harness.guest import Guest
 from harness.guest.filesystem import MKFS, Mount
 from harness.verdict.expectation import Case
@@ -27,16 +27,7 @@ def dax_mount(
     """
     namespace = guest.namespace(nvdimm or NAMESPACE[fs])
     words = (*MKFS[fs], *mkfs) if mkfs else ()
-    with contextlib.ExitStack() as stack:
-        try:
-            mounted = guest.mounted(namespace, fs, dax="always", mkfs=words)
-            mount: Mount | None = stack.enter_context(mounted)
-        except WorkloadError:
-            if has_fs_dax(guest):
-                raise
-            mount = None
-        if mount is None or (not mount.is_dax and not has_fs_dax(guest)):
-            case.skip("the kernel has no DAX for file systems", enable="set CONFIG_FS_DAX=y")
+    with dax.mounted(guest, namespace, fs, mkfs=words) as mount:
         case.prove("files of the mount are DAX", mount.is_dax, seen=hex(mount.attributes))
         yield mount
 
@@ -60,15 +51,6 @@ def inode_mount(guest: Guest, fs: str) -> Iterator[Mount]:
     """As dax_mount(), but with dax=inode: each file's flag decides."""
     with guest.mounted(guest.namespace(NAMESPACE[fs]), fs, dax="inode") as mount:
         yield mount
-
-
-def has_fs_dax(guest: Guest) -> bool:
-    """Whether the kernel is built with CONFIG_FS_DAX: then it has fs/dax.c.
-
-    One that does not show its symbols (CONFIG_KALLSYMS) is taken for one that has it.
-    """
-    symbols = guest.run("grep -wo -e dax_iomap_rw -e vfs_read /proc/kallsyms", check=False)
-    return set(symbols.stdout.split()) != {"vfs_read"}
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness import dax
 from harness.guest import Guest
 from harness.images import kconfig
 from harness.lab import Lab
@@ -18,7 +19,6 @@ from testcases.filesystems import (
     dax_mount,
     ext2_mount,
     extent_of,
-    has_fs_dax,
     inode_mount,
     mounted_again,
     page_cache_mount,
@@ -330,14 +330,14 @@ def test_s9_virtio_pmem_has_dax_without_map_sync(guest: Guest, case: Case, fs: s
 def test_s10_devdax_without_fs_dax(guest: Guest, case: Case, lab: Lab, name: str) -> None:
     """Device DAX does not need what file systems need."""
     options = kconfig.read(lab.kernel)
-    built = has_fs_dax(guest) if options is None else options.get("CONFIG_FS_DAX") == "y"
+    built = dax.is_built_in(guest) if options is None else options.get("CONFIG_FS_DAX") == "y"
     if built:
         case.skip(
             "the kernel has DAX for file systems",
             enable="build one with '# CONFIG_FS_DAX is not set' and CONFIG_DEV_DAX=y "
             "CONFIG_DEV_DAX_PMEM=y CONFIG_NVDIMM_DAX=y CONFIG_KALLSYMS=y",
         )
-    case.prove("the kernel has no code of fs/dax.c", not has_fs_dax(guest))
+    case.prove("the kernel has no code of fs/dax.c", not dax.is_built_in(guest))
     space = guest.namespace(name)
     facts = guest.workload("devdax", "--device", space.device, "--size", str(space.align)).facts
     case.fact("mmap", facts["map"])

@@ -180,7 +180,7 @@ def test_a_package_that_cannot_be_installed_is_told(
         "#!/bin/sh\necho 'setup: missing packages: apt-get install bc' >&2\nexit 125\n"
     )
     script.chmod(0o755)
-    monkeypatch.setattr("harness.paths.source_tree", lambda: tmp_path)
+    monkeypatch.setattr("harness.paths.__file__", str(script.with_name("paths.py")))
     with pytest.raises(HostError, match="missing packages: apt-get install bc"):
         kbuild.install_packages()
 

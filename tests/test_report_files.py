@@ -96,8 +96,13 @@ def test_record_of_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_selector_drops_parameters_that_the_expression_grammar_cannot_say() -> None:
-    record = TestRecord("t.py::test_l1_pin[a b'c]", Status.PASS, 0)
+    record = TestRecord("t.py::test_l1_pin[a b'c]", Status.PASS, 0, "L1")
     assert record.again() == "nvh test -k test_l1_pin"
+
+
+def test_another_projects_test_is_pytests_to_run_again() -> None:
+    record = TestRecord("t.py::test_mine[a b]", Status.PASS, 0)
+    assert record.again(["--kernel", "k"]) == "pytest 't.py::test_mine[a b]' --nvh-kernel k"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +114,8 @@ def test_the_way_back_is_a_command_that_is_there(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(sys, "argv", [started_as])
-    assert TestRecord("t.py::test_l1_pin", Status.PASS, 0).again() == f"{typed} test -k test_l1_pin"
+    record = TestRecord("t.py::test_l1_pin", Status.PASS, 0, "L1")
+    assert record.again() == f"{typed} test -k test_l1_pin"
 
 
 HOSTILE = [

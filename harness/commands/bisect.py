@@ -41,9 +41,7 @@ def bisect(args: argparse.Namespace) -> int:
             folder = _resumed(args)
         else:
             planned = _planned(args, store, shown.say)
-            base = (
-                Path(args.results).absolute() if args.results else paths.source_tree() / "results"
-            )
+            base = Path(args.results).absolute() if args.results else paths.results()
             folder = make_folder(base, prefix="bisect-")
             planned.save(folder)
         with owned(folder, "nvh bisect"):

@@ -53,7 +53,7 @@ def matrix(args: argparse.Namespace) -> int:
 
 
 def _base(args: argparse.Namespace) -> Path:
-    return Path(args.results).absolute() if args.results else paths.source_tree() / "results"
+    return Path(args.results).absolute() if args.results else paths.results()
 
 
 def _planned(args: argparse.Namespace) -> Matrix:

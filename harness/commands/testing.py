@@ -46,13 +46,13 @@ def test(args: argparse.Namespace) -> int:
         if workers > 1:
             arguments = ["-n", str(workers), "--dist", "worksteal", *arguments]
         if args.dry_run:
-            folder = root / "results" / "DRY-RUN"
+            folder = paths.results() / "DRY-RUN"
             print(shell_line(["pytest", f"--nvh-results={folder}", *arguments]))
             return EXIT_OK
         recipe = lab.recipe()
         booted = None if args.isolation == "boot" else _why_booted(lab, recipe)
         _make_images(lab, items)
-    results = ResultsDir.create(Path(args.results) if args.results else root / "results")
+    results = ResultsDir.create(Path(args.results) if args.results else paths.results())
     results.start_log()
     if ui.terminal.is_terminal:  # the live line that said so is gone
         print(f"accelerator {lab.accel.name}: {lab.accel.why}")

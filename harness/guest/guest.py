@@ -138,13 +138,16 @@ class Guest:
         if not diagnosis.answers(self) and (error := diagnosis.cut_off(self, self._spoken)):
             raise error
 
-    def workload(self, name: str, *options: str, timeout: float = 60.0) -> WorkloadResult:
+    def workload(
+        self, name: str, *options: str, timeout: float = 60.0, binary: Path | None = None
+    ) -> WorkloadResult:
         """Run a workload and return what it observed; it is copied in when it is first used.
 
+        ``binary`` is one of the host's that is not among the harness's own.
         Raises WorkloadError when it was started wrongly or did not speak KTAP to its end, and
         CommandTimeout, with the stacks of whoever is stuck, when it does not end.
         """
-        self.install(name)
+        self.install(name, binary)
         command = shlex.join([f"{WORKLOADS}/{name}", *options])
         self.note(f"$ {command}")
         done = self.run(command, timeout=timeout, check=False)
@@ -153,9 +156,9 @@ class Guest:
             shlex.join([name, *options]), done.status, done.stdout, done.stderr, done.seconds
         )
 
-    def install(self, name: str) -> None:
+    def install(self, name: str, binary: Path | None = None) -> None:
         """Copy a workload into the guest unless this very binary is there already."""
-        binary = self.workloads / name
+        binary = binary or self.workloads / name
         if not binary.is_file():
             raise WorkloadError(f"no workload {name} in {self.workloads}", hint="make workloads")
         digest = file_hash(binary)

@@ -117,7 +117,7 @@ def _built(entry: Entry) -> Built:
 
 def install_packages() -> None:
     """Have the host packages that building a kernel needs: nothing else asks for them."""
-    script = paths.source_tree() / "harness/setup.sh"
+    script = Path(paths.__file__).with_name("setup.sh")
     names = paths.guest_images() / "build-packages.txt"
     done = process.run([str(script), "packages", str(names)], timeout=900.0, check=False)
     if done.status != 0:

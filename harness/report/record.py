@@ -78,6 +78,9 @@ class TestRecord:
 
     def again(self, options: Sequence[str] = ()) -> str:
         """Return the command that runs this test again; ``options`` are those of the run."""
+        if self.row is None:  # another project's: nvh test does not know of it
+            words = [word.replace("--", "--nvh-", 1) for word in options]
+            return shlex.join(["pytest", self.nodeid, *words])
         return shlex.join([program(), "test", "-k", _selector(self.name), *options])
 
     def excerpt(self, limit: int = EXCERPT_LIMIT) -> str:

@@ -35,7 +35,7 @@ def judge(when: str, error: BaseException) -> tuple[Status, str, str]:
     if isinstance(error, pytest.skip.Exception):
         return Status.SKIP, first, hint
     if isinstance(error, Mismatch | Splat) or (
-        when == "call" and isinstance(error, AssertionError)
+        when == "call" and isinstance(error, AssertionError | pytest.fail.Exception)
     ):
         return Status.FAIL, first, hint
     if when == "call" and isinstance(error, _KERNELS_FAULT):
