@@ -73,50 +73,7 @@ def bzimage(release: str) -> bytes:
     return bytes(image)
 
 
-# Help
-
-COMMANDS = [
-    "",
-    "test",
-    "run",
-    "shell",
-    "doctor",
-    "machine",
-    "machine list",
-    "machine show",
-    "image",
-    "image list",
-    "image verify",
-    "image build",
-    "image rm",
-    "image gc",
-    "kernel",
-    "kernel list",
-    "kernel show",
-    "kernel build",
-    "kernel check",
-    "matrix",
-    "compare",
-    "classify",
-]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help(nvh: Nvh, command: str) -> None:
-    said = nvh(*command.split(), "--help")
-    assert said.code == 0
-    assert said.out.startswith(f"usage: nvh {command}".rstrip())
-    assert "-h, --help" in said.out
-    assert said.err == ""
-
-
-def test_help_shows_every_command_with_examples_and_exit_codes(nvh: Nvh) -> None:
-    said = nvh("--help")
-    for command in COMMANDS[1:]:
-        if " " not in command:
-            assert f"\n    {command} " in said.out
-    assert "examples:" in said.out
-    assert "125" in said.out
+# Usage
 
 
 def test_it_runs_as_a_module() -> None:
