@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from harness import evidence
 from harness.aftermath import Aftermath
 from harness.errors import (
     HarnessError,
@@ -28,7 +28,6 @@ from harness.guest import Guest
 from harness.lab import Lab, check_drivers
 from harness.observe import Observer
 from harness.pool import GuestPool, guest_pool
-from harness.qemu import dump
 from harness.report.escape import printable
 from harness.report.record import TestRecord
 from harness.report.results import ResultsDir, append, write_atomic, write_json
@@ -48,7 +47,6 @@ from harness.run_state import (
     worker_id,
 )
 from harness.steps import Steps
-from harness.toml_table import parse_size
 from harness.verdict.expectation import Case, Mismatch, NotProven
 from harness.verdict.judge import SPLAT, ComparedNothing, Splat, judge
 from harness.verdict.status import Status
@@ -128,7 +126,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     row = row_of(item)
     if row is None and is_catalogued(item):
         raise pytest.UsageError(f"{item.nodeid}: its name carries no row of the catalogue")
-    made = Case(row or own_row(item), echo=_echo(item))
+    made = Case(row or own_row(item), echo=evidence.echo(item))
     request.node.stash[_CASE] = made
     return made
 
@@ -153,7 +151,7 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
     def keep(clone: Guest, end: Callable[[], None]) -> bool:
         def told(words: str) -> None:
             recorded.wait(_RECORD_PATIENCE)
-            _keep_logs(request.node, clone)
+            evidence.keep_logs(request.node, clone)
             _amend(request.node, words)
 
         return request.config.stash[_AFTERMATH].keep(clone, end, told)
@@ -161,14 +159,14 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
     with guests.guest(wish, then, keep=keep) as given:
         observer = Observer(given, request.node.nodeid)
         request.node.stash[_OBSERVER] = observer
-        given.note = _echo(request.node)
+        given.note = evidence.echo(request.node)
         steps = request.node.stash[_STEPS]
         steps.waited("waits for its guest")
         given.begun, given.ended = _commands(request.node), steps.end
         observer.begin()
         yield given
-        _dump_memory(request.node, given)
-    _keep_logs(request.node, given)
+        evidence.dump_memory(request.node, given)
+    evidence.keep_logs(request.node, given)
 
 
 @pytest.fixture
@@ -194,19 +192,7 @@ def power_cycle(
     with contextlib.ExitStack() as stack:
         yield cycle
     for number, life in enumerate(lives[1:], 2):
-        _keep_logs(request.node, life, f"boot{number}-")
-
-
-def _echo(item: pytest.Item) -> Callable[[str], None]:
-    """Return what prints a test's words and keeps them at once: this process may be killed."""
-    file = run_state(item.config).results.test_dir(item.nodeid) / "output.txt"
-
-    def echo(text: str) -> None:
-        shown = printable(text, 1 << 16)
-        print(shown)
-        append(file, f"{shown}\n")
-
-    return echo
+        evidence.keep_logs(request.node, life, f"boot{number}-")
 
 
 def _commands(item: pytest.Item) -> Callable[[str], None]:
@@ -219,19 +205,6 @@ def _commands(item: pytest.Item) -> Callable[[str], None]:
         steps.begin(command)
 
     return begun
-
-
-def _dump_memory(item: pytest.Item, guest: Guest) -> None:
-    """Keep the memory of a guest that broke, where the run was asked to."""
-    limit = parse_size(item.config.getoption("--nvh-dump-memory") or "")
-    broke = guest.broken is not None or guest.vm.death() is not None
-    if not limit or not broke or guest.vm.child.poll() is not None:
-        return
-    try:
-        folder = run_state(item.config).results.test_dir(item.nodeid)
-        dump.save(guest.vm, folder / "vmcore", limit=limit)
-    except HarnessError as error:
-        guest.note(f"no memory dump: {error}")
 
 
 def _amend(item: pytest.Item, words: str) -> None:
@@ -258,18 +231,6 @@ def check_machine(lab: Lab, name: str) -> None:
         check_drivers(lab.kernel, lab.find_machine(name))
     except UnfitKernel as error:
         raise NotProven(error.message, status=Status.SKIP, hint=error.hint) from error
-
-
-def _keep_logs(item: pytest.Item, guest: Guest, prefix: str = "") -> None:
-    """Move what a guest of the test's own left into the test's folder."""
-    if guest.vm.child.poll() is None:
-        return  # a shared guest goes on
-    folder = run_state(item.config).results.test_dir(item.nodeid)
-    for file in guest.vm.folder.iterdir():
-        target = f"guest-{file.name}" if file.name in {"console.log", "dmesg"} else file.name
-        shutil.move(str(file), str(folder / f"{prefix}{target}"))
-    with contextlib.suppress(OSError):
-        guest.vm.folder.rmdir()
 
 
 # Verdicts
