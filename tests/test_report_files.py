@@ -96,7 +96,7 @@ def test_record_of_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_selector_drops_parameters_that_the_expression_grammar_cannot_say() -> None:
-    record = TestRecord("t.py::test_l1_pin[a b'c]", Status.PASS, 0, "L1")
+    record = TestRecord("t.py::test_l1_pin[a b'c]", Status.PASS, 0, row="L1")
     assert record.again() == "nvh test -k test_l1_pin"
 
 
@@ -114,7 +114,7 @@ def test_the_way_back_is_a_command_that_is_there(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(sys, "argv", [started_as])
-    record = TestRecord("t.py::test_l1_pin", Status.PASS, 0, "L1")
+    record = TestRecord("t.py::test_l1_pin", Status.PASS, 0, row="L1")
     assert record.again() == f"{typed} test -k test_l1_pin"
 
 
