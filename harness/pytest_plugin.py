@@ -35,6 +35,7 @@ from harness.run_bundles import about
 from harness.run_options import add_options, wish_of
 from harness.run_reporter import RECORD, UNWRITTEN, Reporter
 from harness.run_state import (
+    STATE,
     RunState,
     end_bundle,
     is_catalogued,
@@ -442,8 +443,15 @@ def pytest_configure_node(node: Any) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End the guests of tests that are over, where a run was cut short."""
-    if aftermath := session.config.stash.get(_AFTERMATH, None):
+    config = session.config
+    if aftermath := config.stash.get(_AFTERMATH, None):
         aftermath.close()
+    # Workers were given a directory before anybody knew whether there is a testcase.
+    ours = STATE in config.stash and not config.getoption("--nvh-results")
+    if ours and worker_id(config) is None and not run_state(config).records:
+        run_state(config).results.discard()
+        if not run_state(config).results.path.exists():
+            del config.stash[STATE]
 
 
 @pytest.hookimpl(trylast=True)

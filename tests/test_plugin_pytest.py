@@ -159,10 +159,20 @@ def test_wrong(guest, case): case.expect("answer", 41, right=42)
     assert not list(found.results.glob("*/bundles/test*"))
 
 
-def test_a_test_without_a_guest_is_none_of_ours(elsewhere: Callable[..., Run]) -> None:
-    found = elsewhere("def test_plain(): pass")
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["alone", "workers"])
+def test_a_test_without_a_guest_is_none_of_ours(
+    elsewhere: Callable[..., Run], options: tuple[str, ...]
+) -> None:
+    found = elsewhere("def test_plain(): pass", *options)
     assert found.code == pytest.ExitCode.OK
     assert not found.results.exists()
+
+
+def test_the_latest_results_stay_the_latest(elsewhere: Callable[..., Run]) -> None:
+    latest = elsewhere("def test_mine(guest): pass").results / "latest"
+    before = latest.resolve()
+    elsewhere("def test_plain(): pass", "-n", "1")
+    assert latest.resolve() == before
 
 
 # What a user is shown

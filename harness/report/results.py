@@ -73,6 +73,21 @@ class ResultsDir:
             path.mkdir(exist_ok=True)
         return path
 
+    def discard(self) -> None:
+        """Remove what a run without any test has made, if it is empty; base/latest goes back."""
+        base = self.path.parent
+        try:
+            (self.path / "tests").rmdir()
+            self.path.rmdir()
+            others = [path for path in base.iterdir() if path.is_dir() and not path.is_symlink()]
+            if others:
+                _point(base / "latest", max(others, key=lambda path: path.stat().st_mtime).name)
+            else:
+                (base / "latest").unlink()
+                base.rmdir()
+        except OSError:
+            return  # something is in it
+
     def start_log(self) -> None:
         """Let this process add what it logs to harness.log; any number of processes may."""
         with naming(self.path / "harness.log"):
