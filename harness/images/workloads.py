@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from harness import paths, process
@@ -11,6 +12,7 @@ from harness.images.store import Progress, Store, hash_of
 
 KIND = "workloads"
 PROGRAM = "program"
+_COMPLAINT = re.compile(r"\berror\b|undefined reference", re.IGNORECASE)
 _CFLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-static")
 #: Forty small static programs; a slow core needs a minute.
 _DEADLINE = 900.0
@@ -45,8 +47,7 @@ def built(store: Store, *, progress: Progress) -> Path:
         argv = [make, "-s", f"-j{jobs}", *words]
         done = process.run(argv, timeout=_DEADLINE, env=clean, check=False)
         if done.status != 0:
-            lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-            why = (lines or done.stderr.strip().splitlines() or ["make does not say why"])[0]
+            why = _why(done.stderr)
             raise ImageError(f"the workloads were not built: {why}", hint=f"see make -C {folder()}")
 
     return store.get(KIND, hash_of(*texts, version, *said), build).path
@@ -69,7 +70,12 @@ def compiled(source: Path, common: Path, store: Store) -> Path:
     def build(target: Path) -> None:
         done = process.run([*argv, str(target / source.stem)], timeout=120.0, check=False)
         if done.status != 0:
-            lines = [line for line in done.stderr.splitlines() if "error" in line]
-            raise ImageError(f"{source.name} does not compile: {(lines or ['no word why'])[0]}")
+            raise ImageError(f"{source.name} does not compile: {_why(done.stderr)}")
 
     return store.get(PROGRAM, hash_of(*inputs, *_CFLAGS, source.name), build).path / source.stem
+
+
+def _why(said: str) -> str:
+    """Return the line in which compiler, linker or make first complain."""
+    lines = said.strip().splitlines() or ["nothing was said"]
+    return next((line for line in lines if _COMPLAINT.search(line)), lines[0])
