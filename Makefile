@@ -14,7 +14,7 @@ bin := $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := test
-.PHONY: help setup workloads test nightly check lint unit guest bench soak reliability clean
+.PHONY: help setup workloads test nightly check lint unit guest bench soak reliability mutants clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -52,6 +52,9 @@ soak: workloads ## run the whole catalogue 20 times and name each verdict that d
 
 reliability: workloads ## play every fault once; docs/reliability.md tells verdicts and seconds
 	@$(bin)/python -m benchmarks.reliability $(ARGS)
+
+mutants: workloads ## put faults into a kernel and see each found: make mutants ARGS="-k V3"
+	@$(bin)/python -m benchmarks.mutants $(ARGS)
 
 clean: ## remove what was built here; results and the user's image cache stay
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,197 @@
+"""Put one fault after the other into a kernel, and see whether the catalogue finds each of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import mutant
+from benchmarks.mutant import Judgement, Mutant, Outcome, Seen, Verdict
+from benchmarks.mutants_page import page
+from harness import logged, paths, ui
+from harness.errors import EXIT_INTERRUPTED, EXIT_UNTESTABLE, HarnessError, UsageError
+from harness.images import kbuild, patches, source
+from harness.images.store import Progress, Store, file_hash, hash_of
+from harness.lab import Lab, Options
+from harness.report import stored
+from harness.report.results import owned, write_atomic
+
+SOURCE = "debian-source:6.12"
+#: The kernel without a patch, among the results.
+UNPATCHED = "unpatched"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is the same for all mutants of a run."""
+
+    store: Store
+    folder: Path
+    testcases: str  # the hash of all that testcases/ holds
+    options: tuple[str, ...]  # of nvh test
+    whole: bool
+    again: bool
+    say: Progress
+
+    def selection(self, one: Mutant) -> str:
+        """Return what is run on a mutant; all of the catalogue is the empty expression."""
+        return "" if self.whole else one.selection
+
+    def kernel(self, one: Mutant, *, patched: bool) -> Path:
+        """Return a mutant's kernel, or the one without its patch; built where it is not there."""
+        files = [one.patch] if patched else []
+        return kbuild.build(
+            SOURCE, self.store, fragments=one.fragments, patch_files=files, progress=self.say
+        ).path
+
+    def observe(self, name: str, kernel: Path, selections: Sequence[str]) -> Outcome:
+        """Return what tests say of a kernel, having run those that were not run before."""
+        folder = self.folder / name
+        # The name of a built kernel is the hash of its source, configuration and patches.
+        key = hash_of("mutants-1", kernel.name, self.testcases)
+        before = Outcome.load(folder, key)
+        if self.again or not before.done:
+            before = Outcome(key, 0.0, {}, (), {})
+        missing = [one for one in dict.fromkeys(selections) if one not in before.selections]
+        if not missing or "" in before.selections:
+            return before
+        self.say(f"testing {name}")
+        seconds, run = _run(folder, kernel, " or ".join(missing), self.options)
+        tests = {record.nodeid: Seen.of(record) for record in run.records}
+        fresh = Outcome(key, seconds, run.info.properties, tuple(missing), tests)
+        found = before.with_run(fresh)
+        found.save(folder)
+        return found
+
+
+def _run(
+    folder: Path, kernel: Path, selection: str, options: Iterable[str]
+) -> tuple[float, stored.StoredRun]:
+    """Run tests on a kernel; HarnessError when they were not run to their end."""
+    words = ["--kernel", str(kernel), "--results", str(folder), *options]
+    words += ["-k", selection] if selection else []
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    status = logged.run(logged.command("test", *words), folder, echo=False)
+    seconds = time.monotonic() - begun
+    if status == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+    latest = folder / "latest"
+    run = stored.load_run(latest.resolve()) if latest.is_symlink() else None
+    if run is None or not run.info.finished or not run.records:
+        raise HarnessError(logged.said(folder), hint=f"see {folder / logged.LOG}")
+    return seconds, run
+
+
+def check_patches(mutants: Iterable[Mutant], root: Path) -> None:
+    """Raise UsageError for a patch that does not apply, before anything is built."""
+    for one in mutants:
+        with tempfile.TemporaryDirectory(prefix="nvh-patch-") as scratch:
+            patches.apply(root, [one.patch], Path(scratch))
+
+
+def testcases_hash(root: Path) -> str:
+    """Return the hash of the testcases with their workloads and what is said of them."""
+    folder = root / "testcases"
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not {"build", "__pycache__"} & {*path.relative_to(folder).parts}
+    )
+    return hash_of(*(f"{path.relative_to(folder)} {file_hash(path)}" for path in files))
+
+
+def judge_all(bench: Bench, mutants: Sequence[Mutant]) -> dict[str, tuple[Judgement, Outcome]]:
+    """Run and judge mutants one after the other, and say of each what became of it."""
+    found: dict[str, tuple[Judgement, Outcome]] = {}
+    for number, one in enumerate(mutants, 1):
+        same = [other for other in mutants if other.fragments == one.fragments]
+        try:
+            # Without their patches all are one kernel, which is run once.
+            plain = bench.observe(
+                "+".join([UNPATCHED, *one.fragments]),
+                bench.kernel(one, patched=False),
+                [bench.selection(other) for other in same],
+            )
+            seen = bench.observe(one.name, bench.kernel(one, patched=True), [bench.selection(one)])
+            judgement = mutant.judge(one, seen.tests, plain.tests)
+        except UsageError:
+            raise
+        except HarnessError as error:
+            seen = Outcome("", 0.0, {}, (), {})
+            judgement = mutant.untested(str(error))
+        found[one.name] = judgement, seen
+        count = len(judgement.failed)
+        print(
+            f"{number}/{len(mutants)} {one.name}: {judgement.verdict.value}; "
+            f"{count} failed of {len(seen.tests)} tests, {seen.seconds:.0f} s",
+            flush=True,
+        )
+        for problem in judgement.problems:
+            print(f"    {problem}", flush=True)
+    return found
+
+
+def main() -> int:
+    """Make, run and judge mutants; status 1 when one was not found as said."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants", description=__doc__)
+    parser.add_argument("-k", metavar="WORDS", default="", help="only these: names, V, V3, ...")
+    parser.add_argument("-n", default="2", help="tests at once (2)")
+    parser.add_argument("--whole", action="store_true", help="run the whole catalogue on each")
+    parser.add_argument("--again", action="store_true", help="repeat what is done")
+    parser.add_argument("--list", action="store_true", help="show the mutants and run nothing")
+    args = parser.parse_args()
+    try:
+        return _main(args)
+    except HarnessError as error:
+        return ui.complain(error)
+    except KeyboardInterrupt:
+        ui.terminal.print("nvh: interrupted; what is done is kept")
+        return EXIT_INTERRUPTED
+
+
+def _main(args: argparse.Namespace) -> int:
+    root = paths.source_tree()
+    every = mutant.load(paths.guest_images() / "kernel" / "mutants")
+    picked = mutant.chosen(every, args.k)
+    if not picked:
+        raise UsageError(f"no mutant is called {args.k!r}", hint="--list shows them")
+    if args.list:
+        for one in picked:
+            print(f"{one.name}: {one.title}")
+            print(f"    must fail: {', '.join(claim.tests for claim in one.fails)}")
+        return 0
+    folder = root / "results" / "mutants"
+    folder.mkdir(parents=True, exist_ok=True)
+    with ui.progress() as shown, owned(folder, "run of mutants"):
+        store = Lab(Options()).store
+        base = source.find(SOURCE, store, progress=shown.say)
+        check_patches(picked, base.root)
+        bench = Bench(
+            store=store,
+            folder=folder,
+            testcases=testcases_hash(root),
+            options=("-n", args.n),
+            whole=args.whole,
+            again=args.again,
+            say=shown.say,
+        )
+        found = judge_all(bench, picked)
+    if len(picked) == len(every):
+        target = root / "docs" / "mutants.md"
+        rows = [(one, *found[one.name]) for one in every]
+        write_atomic(target, page(rows, base.name))
+        print(f"written to {target}")
+    verdicts = {judgement.verdict for judgement, _ in found.values()}
+    if Verdict.UNTESTED in verdicts:
+        return EXIT_UNTESTABLE
+    return int(verdicts != {Verdict.FOUND})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

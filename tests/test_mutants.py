@@ -1,0 +1,465 @@
+"""Mutants: what is said of them is read strictly, and what a run shows is judged without mercy."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from benchmarks import mutant, mutants
+from benchmarks.mutant import Claim, Judgement, Mutant, Outcome, Seen, Verdict, judge
+from benchmarks.mutants import Bench
+from benchmarks.mutants_page import page
+from harness import logged, paths
+from harness.errors import BuildError, SpecError, UsageError
+from harness.images import kbuild
+from harness.images.store import Store
+from harness.report import summary
+from harness.report.record import TestRecord
+from harness.report.results import make_folder
+from harness.verdict.expectation import Catalogue
+from harness.verdict.status import Status
+
+BOOK = """
+[short-pin]
+title = "VFIO pins without FOLL_LONGTERM"
+undoes = "1. vfio"
+passes = ["V1", "P1 fsdax"]
+also = ["V21", "vfio_fsdax_pins"]
+fails = { "V3 refused" = '^map: expected EOPNOTSUPP, seen OK', "V5" = 'EFAULT' }
+"""
+PATCH = "--- a/f.c\n+++ b/f.c\n@@ -1 +1 @@\n-right\n+wrong\n"
+IN_V = "testcases/test_v_dax.py::"
+
+
+def book(folder: Path, text: str = BOOK, patches: Mapping[str, str] | None = None) -> Path:
+    (folder / mutant.BOOK).write_text(text)
+    for name, patch in (patches or {"short-pin": PATCH}).items():
+        (folder / f"{name}.patch").write_text(patch)
+    return folder
+
+
+def seen(word: str, *reasons: str, known: str = "") -> Seen:
+    return Seen(Status(word), known, reasons)
+
+
+OK = seen("PASS")
+KNOWN = seen("FAIL", "returned_while_pinned", known="unmapped-pins")
+WRONG = seen("FAIL", "map: expected EOPNOTSUPP, seen OK")
+
+
+def made(**changes: object) -> Mutant:
+    values: dict[str, object] = {
+        "name": "short-pin",
+        "title": "VFIO pins without FOLL_LONGTERM",
+        "undoes": "",
+        "patch": Path("short-pin.patch"),
+        "fragments": mutant.FRAGMENTS,
+        "fails": (Claim("V3 refused", re.compile("^map: expected EOPNOTSUPP")),),
+        "passes": ("V1",),
+        "also": ("V21",),
+    }
+    return Mutant(**(values | changes))  # type: ignore[arg-type]
+
+
+def judged(tests: Mapping[str, Seen], unpatched: Mapping[str, Seen] | None = None) -> Judgement:
+    """Judge tests called by their functions; without the patch all pass where nothing is said."""
+    before = dict.fromkeys(tests, OK) | dict(unpatched or {})
+    return judge(
+        made(),
+        {IN_V + name: one for name, one in tests.items()},
+        {IN_V + name: one for name, one in before.items()},
+    )
+
+
+V1, V3, V3_XFS = "test_v1_anonymous[type1]", "test_v3_refused[ext4]", "test_v3_refused[xfs]"
+
+
+# What is said of a mutant
+
+
+def test_a_book_is_read(tmp_path: Path) -> None:
+    (one,) = mutant.load(book(tmp_path))
+    assert (one.name, one.title, one.undoes) == (
+        "short-pin",
+        "VFIO pins without FOLL_LONGTERM",
+        "1. vfio",
+    )
+    assert one.patch == tmp_path / "short-pin.patch"
+    assert one.fragments == ("iommufd", "gup_test")
+    assert [claim.tests for claim in one.fails] == ["V3 refused", "V5"]
+    assert (one.passes, one.also) == (("V1", "P1 fsdax"), ("V21", "vfio_fsdax_pins"))
+    assert one.groups == "V"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("title =", "titel =", r"mutants.toml:2: \[short-pin\] title: is missing"),
+        ("also =", "alsi =", r"\[short-pin\] alsi: unknown key \(did you mean also\?\)"),
+        ("fails = {", "fails = {} # {", "fails: names no test that must fail"),
+        ('["V1", "P1 fsdax"]', "[]", "passes: names no neighbour that must pass"),
+        ('"V5" =', '"5V" =', "'5V' is no row with parts of its tests' names"),
+        ('"V1",', '"V1 and (",', r"passes: 'V1 and \(' is no row"),
+        ("'EFAULT'", "'('", "'V5': '\\(' as an expression missing \\)"),
+        ("'EFAULT'", "''", "'V5': '' as an expression is none"),
+        ("'EFAULT'", "1", "'V5': 1 as an expression is none"),
+        ("[short-pin]", "[Short_Pin]", "Short_Pin: is no table of a mutant's name"),
+        ("[short-pin]", "[other]", r"there is no other.patch beside mutants.toml"),
+    ],
+)
+def test_what_is_wrong_in_a_book_is_told(
+    tmp_path: Path, old: str, new: str, complaint: str
+) -> None:
+    assert old in BOOK
+    with pytest.raises(SpecError, match=complaint):
+        mutant.load(book(tmp_path, BOOK.replace(old, new)))
+
+
+def test_a_patch_that_the_book_does_not_know_is_told(tmp_path: Path) -> None:
+    folder = book(tmp_path, patches={"short-pin": PATCH, "stray": PATCH})
+    with pytest.raises(SpecError, match=r"stray: is missing: there is a stray.patch"):
+        mutant.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("tests", "nodeid", "right"),
+    [
+        ("V3", IN_V + V3, True),
+        ("V3 refused xfs", IN_V + V3, False),
+        ("V3 refused xfs", IN_V + V3_XFS, True),
+        ("V1", "testcases/test_v_limits.py::test_v17_memlock[16M]", False),
+        ("V17 [16M]", "testcases/test_v_limits.py::test_v17_memlock[16M]", True),
+        ("V17 limits", "testcases/test_v_limits.py::test_v17_memlock[16M]", False),
+        ("vfio_fsdax_pins", "testcases/test_reports.py::test_report[vfio_fsdax_pins]", True),
+        ("vfio_fsdax_pins", IN_V + V3, False),
+    ],
+)
+def test_tests_are_called_by_row_and_words(tests: str, nodeid: str, right: bool) -> None:
+    assert mutant.are(tests, nodeid) is right
+
+
+def test_what_is_run_is_what_must_fail_and_its_neighbours() -> None:
+    one = made(passes=("V1", "V3 refused", "vfio_fsdax_pins", "V8 2M-touched"))
+    assert one.selection == (
+        "(test_v3_ and refused) or (test_v1_) or (vfio_fsdax_pins) or (test_v8_ and 2M-touched)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("", "ab"), ("short", "a"), ("V", "a"), ("v3,P", "ab"), ("P1", "b"), ("V1", ""), ("x", "")],
+)
+def test_mutants_are_chosen_by_name_group_or_row(words: str, found: str) -> None:
+    pinned = made(name="long-pin", fails=(Claim("P1", re.compile("x")),))
+    names = {"short-pin": "a", "long-pin": "b"}
+    picked = mutant.chosen([made(), pinned], words)
+    assert "".join(names[one.name] for one in picked) == found
+
+
+def test_our_own_mutants_break_every_group_and_undo_every_report() -> None:
+    every = mutant.load(paths.guest_images() / "kernel" / "mutants")
+    catalogue = Catalogue.load(paths.source_tree() / "testcases" / "catalogue")
+    assert len(every) >= 12
+    assert {group for one in every for group in one.groups} == set("VPLSKN")
+    assert sorted({one.undoes[0] for one in every if one.undoes}) == list("12345")
+    for one in every:
+        for tests in [*(claim.tests for claim in one.fails), *one.passes, *one.also]:
+            row = tests.split()[0]
+            assert row in catalogue or (paths.reports() / f"{row}.toml").is_file()
+
+
+# Judging
+
+
+def test_found_is_a_new_failure_for_the_reason_and_nothing_else() -> None:
+    found = judged({V1: OK, V3: WRONG, V3_XFS: WRONG})
+    assert found.verdict is Verdict.FOUND
+    assert found.problems == ()
+    assert found.failed == ((V3, WRONG.reasons[0]), (V3_XFS, WRONG.reasons[0]))
+
+
+def test_the_kernels_own_words_are_a_reason_too() -> None:
+    warned = seen("FAIL", "splat", "map: expected EOPNOTSUPP in a title")
+    assert judged({V1: OK, V3: warned}).verdict is Verdict.FOUND
+
+
+@pytest.mark.parametrize(
+    ("tests", "unpatched", "verdict", "problem"),
+    [
+        ({V3: OK}, {}, Verdict.MISSED, f"{V3} is PASS"),
+        ({V3: WRONG, V3_XFS: OK}, {}, Verdict.MISSED, f"{V3_XFS} is PASS"),
+        ({V3: KNOWN}, {V3: KNOWN}, Verdict.MISSED, f"{V3} is KNOWN (unmapped-pins)"),
+        (
+            {V3: seen("FAIL", "mmap: expected OK, seen ENOMEM")},
+            {},
+            Verdict.REASON,
+            f"{V3} fails, but not with '^map: expected EOPNOTSUPP': mmap: expected OK, seen ENOMEM",
+        ),
+        ({V3: seen("MISS", "the guest hangs")}, {}, Verdict.UNTESTED, "is MISS: the guest hangs"),
+        ({V3: seen("SKIP", "no DAX")}, {V3: seen("SKIP")}, Verdict.UNTESTED, "without the patch"),
+        ({V3: WRONG}, {V3: WRONG}, Verdict.UNTESTED, "without the patch it is FAIL: map: expected"),
+        ({}, {}, Verdict.UNTESTED, "no test of V3 refused was run"),
+        (
+            {V3: WRONG, "test_v2_x": seen("FAIL", "map: expected EFAULT, seen OK")},
+            {},
+            Verdict.ELSEWHERE,
+            "test_v2_x is FAIL, without the patch PASS: map: expected EFAULT, seen OK",
+        ),
+        (
+            {V3: WRONG, "test_l6_x": seen("FAIL", "another symptom")},
+            {"test_l6_x": KNOWN},
+            Verdict.ELSEWHERE,
+            "test_l6_x is FAIL, without the patch KNOWN (unmapped-pins): another symptom",
+        ),
+        (
+            {V3: WRONG, "test_v2_x": seen("MISS", "no answer")},
+            {},
+            Verdict.UNTESTED,
+            "test_v2_x is MISS, without the patch PASS: no answer",
+        ),
+        # The worst is the verdict, and all is told.
+        ({V3: OK, "test_v2_x": WRONG}, {}, Verdict.MISSED, "test_v2_x is FAIL"),
+    ],
+)
+def test_what_is_not_found_as_said(
+    tests: dict[str, Seen], unpatched: dict[str, Seen], verdict: Verdict, problem: str
+) -> None:
+    found = judged({V1: OK, **tests}, unpatched)
+    assert found.verdict is verdict
+    assert any(problem in told for told in found.problems), found.problems
+
+
+def test_known_failures_and_skips_that_stay_are_no_difference() -> None:
+    same = {"test_l6_x": KNOWN, "test_p4_x": seen("SKIP", "no vivid")}
+    assert judged({V1: OK, V3: WRONG, **same}, same).verdict is Verdict.FOUND
+
+
+def test_what_fails_also_is_not_held_against_it() -> None:
+    tests = {V1: OK, V3: WRONG, "test_v21_inner[fsdax]": seen("FAIL", "it starts")}
+    assert judged(tests).verdict is Verdict.FOUND
+
+
+def test_a_neighbour_that_was_not_run_is_told() -> None:
+    found = judged({V3: WRONG})
+    assert (found.verdict, found.problems) == (Verdict.UNTESTED, ("no test of V1 passed",))
+    without = judge(made(), {IN_V + V1: OK, IN_V + V3: WRONG}, {IN_V + V3: OK})
+    assert without.problems == (f"{V1}: without the patch it was not run",)
+
+
+# The page
+
+
+def outcome(tests: Mapping[str, Seen], **changes: object) -> Outcome:
+    about = {"kernel": "6.12.117-nvh (linux-source-6.12 + base)", "accel": "tcg"}
+    values: dict[str, object] = {
+        "key": "k", "seconds": 61.7, "about": about, "selections": ("x",), "tests": tests
+    }  # fmt: skip
+    return Outcome(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_the_page_has_a_line_for_each_and_tells_what_is_wrong() -> None:
+    tests = {IN_V + V1: OK, IN_V + V3: seen("FAIL", "map: expected A|B, seen <C>")}
+    found = Judgement(Verdict.FOUND, (), ((V3, "map: expected A|B, seen <C>"),))
+    bad = made(name="missed", undoes="5. Support faulting PFNMAP vmas")
+    text = page(
+        [
+            (made(), found, outcome(tests)),
+            (bad, Judgement(Verdict.MISSED, (f"{V3} is PASS",), ()), outcome({IN_V + V3: OK})),
+        ],
+        "linux-source-6.12 6.12.117-1",
+    )  # fmt: skip
+    assert "kernel 6.12.117-nvh, tcg: 1 of 2 found." in text
+    assert (
+        "| `short-pin` | VFIO pins without FOLL_LONGTERM | V3 refused | V3 1 of 2 tests; "
+        f"`{V3}`: map: expected A\\|B, seen &lt;C> | 62 | found |\n"
+    ) in text
+    assert (
+        "| `missed` | VFIO pins without FOLL_LONGTERM | V3 refused | nothing | 62 | missed |"
+        in text
+    )
+    assert "* 5. Support faulting PFNMAP vmas: `missed`\n" in text
+    assert f"## What was not as said\n\n* `missed`: {V3} is PASS\n" in text
+
+
+def test_a_page_of_found_mutants_has_no_complaints() -> None:
+    text = page([(made(), Judgement(Verdict.FOUND, (), ()), outcome({}))], "a source")
+    assert "not as said" not in text
+    assert "undone" not in text
+
+
+# Running
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(kbuild, "build", _build)
+    return Bench(
+        store=Store(tmp_path / "store"),
+        folder=tmp_path / "results",
+        testcases="a hash",
+        options=("-n", "1"),
+        whole=False,
+        again=False,
+        say=lambda _: None,
+    )
+
+
+def _build(source: str, store: Store, **asked: object) -> kbuild.Built:
+    files = asked["patch_files"]
+    assert isinstance(files, list)
+    assert source == "debian-source:6.12"
+    if files and "broken" in files[0].name:
+        raise BuildError("the kernel does not build: f.c:1: error: x")
+    return kbuild.Built(Path("/store") / (files[0].stem if files else "unpatched"), "it", ())
+
+
+Runs = list[tuple[str, str]]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Let a run be played: on a patched kernel V3 fails, and elsewhere it passes."""
+    started: Runs = []
+
+    def play(argv: list[str], folder: Path, *, echo: bool) -> int:
+        kernel = Path(argv[argv.index("--kernel") + 1]).name
+        selection = argv[argv.index("-k") + 1] if "-k" in argv else ""
+        assert argv[argv.index("--results") + 1] == str(folder)
+        started.append((kernel, selection))
+        if kernel == "unbootable":
+            (folder / "latest").unlink(missing_ok=True)
+            (folder / "output.log").write_text("nvh: the guest's kernel panicked\n")
+            return 125
+        word = "PASS" if kernel == "unpatched" else "MISS" if kernel == "mute" else "FAIL"
+        results = make_folder(folder)
+        records = [
+            TestRecord(IN_V + V1, Status.PASS, 0.1),
+            TestRecord(IN_V + V3, Status(word), 0.1, message="map: expected EOPNOTSUPP, seen OK"),
+        ]
+        summary.write(
+            results / "summary.json", records, {"kernel": "6.12", "accel": "tcg"},
+            exit_code=1, finished=kernel != "cut",
+        )  # fmt: skip
+        return 1
+
+    monkeypatch.setattr(logged, "run", play)
+    return started
+
+
+def named(name: str) -> Mutant:
+    return made(name=name, patch=Path(f"{name}.patch"))
+
+
+def test_each_mutant_is_run_once_and_the_kernel_without_it_once_for_all(
+    bench: Bench, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [made(), named("second")]
+    found = mutants.judge_all(bench, both)
+    assert [found[one.name][0].verdict for one in both] == [Verdict.FOUND, Verdict.FOUND]
+    assert runs == [(name, made().selection) for name in ("unpatched", "short-pin", "second")]
+    assert "1/2 short-pin: found; 1 failed of 2 tests" in capsys.readouterr().out
+    again = mutants.judge_all(bench, both)
+    assert [again[one.name][0] for one in both] == [found[one.name][0] for one in both]
+    assert len(runs) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "names"),
+    [
+        ({"testcases": "another hash"}, ["unpatched", "short-pin"]),
+        ({"whole": True}, ["unpatched", "short-pin"]),
+        ({"again": True}, ["unpatched", "short-pin"]),
+        ({"options": ("-n", "2")}, []),
+    ],
+)
+def test_what_changes_a_run_repeats_it(
+    bench: Bench, runs: Runs, changed: dict[str, object], names: list[str]
+) -> None:
+    mutants.judge_all(bench, [made()])
+    runs.clear()
+    mutants.judge_all(Bench(**{**bench.__dict__, **changed}), [made()])
+    assert [kernel for kernel, _ in runs] == names
+
+
+def test_a_further_mutant_runs_only_its_own_tests_without_the_patch(
+    bench: Bench, runs: Runs
+) -> None:
+    mutants.judge_all(bench, [made()])
+    other = made(name="other", patch=Path("other.patch"), passes=("V1", "V2"))
+    mutants.judge_all(bench, [made(), other])
+    assert runs[2:] == [("unpatched", other.selection), ("other", other.selection)]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("broken", "the kernel does not build: f.c:1: error: x"),
+        ("unbootable", "the guest's kernel panicked"),
+        ("mute", f"{V3} is MISS: map: expected EOPNOTSUPP, seen OK"),
+        ("cut", "it left no log"),
+    ],
+)
+def test_a_mutant_that_cannot_be_tested_does_not_end_the_others(
+    bench: Bench, runs: Runs, name: str, why: str
+) -> None:
+    found = mutants.judge_all(bench, [named(name), made()])
+    assert found[name][0].verdict is Verdict.UNTESTED
+    assert why in found[name][0].problems[0]
+    assert found["short-pin"][0].verdict is Verdict.FOUND
+    runs.clear()
+    mutants.judge_all(bench, [named(name)])
+    assert [kernel for kernel, _ in runs] == ([] if name == "broken" else [name])  # tried anew
+
+
+def test_an_interruption_ends_all(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logged, "run", lambda *_, **__: 130)
+    with pytest.raises(KeyboardInterrupt):
+        mutants.judge_all(bench, [made()])
+
+
+def test_a_patch_that_does_not_apply_is_told_before_anything_is_built(tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    root.mkdir()
+    (root / "f.c").write_text("right\n")
+    folder = tmp_path / "book"
+    folder.mkdir()
+    mutants.check_patches(mutant.load(book(folder)), root)
+    assert (root / "f.c").read_text() == "right\n"
+    (root / "f.c").write_text("something else\n")
+    with pytest.raises(UsageError, match=r"short-pin.patch does not apply: f.c: .*FAILED"):
+        mutants.check_patches(mutant.load(book(folder)), root)
+
+
+def test_testcases_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
+    folder = tmp_path / "testcases" / "workloads"
+    (folder / "build").mkdir(parents=True)
+    (folder / "pin.c").write_text("int main;")
+    before = mutants.testcases_hash(tmp_path)
+    (folder / "build" / "pin").write_text("what was compiled does not count")
+    assert mutants.testcases_hash(tmp_path) == before
+    (folder / "pin.c").write_text("int main();")
+    assert mutants.testcases_hash(tmp_path) != before
+
+
+def test_what_was_seen_is_read_again_and_a_damaged_file_is_not(tmp_path: Path) -> None:
+    kept = outcome({IN_V + V3: KNOWN})
+    kept.save(tmp_path)
+    assert Outcome.load(tmp_path, "k") == kept
+    assert Outcome.load(tmp_path, "another").tests == {}
+    (tmp_path / "seen.json").write_text(json.dumps({"key": "k", "tests": []}))
+    assert Outcome.load(tmp_path, "k").tests == {}
+
+
+def test_wrong_words_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mutants", "-k", "nothing-like-it"])
+    assert mutants.main() == 2
+    assert capsys.readouterr().err == (
+        "nvh: no mutant is called 'nothing-like-it' (--list shows them)\n"
+    )
