@@ -181,9 +181,11 @@ class Outcome:
     tests: Mapping[str, Seen]
 
     @property
-    def done(self) -> bool:
-        """Whether every test could be judged: what could not is tried anew."""
-        return all(one.status not in (Status.MISS, Status.ERROR) for one in self.tests.values())
+    def unjudged(self) -> tuple[str, ...]:
+        """The tests that could not be judged, by function: they are tried anew."""
+        lost = (Status.MISS, Status.ERROR)
+        names = [short(test) for test, one in self.tests.items() if one.status in lost]
+        return tuple(dict.fromkeys(name.partition("[")[0] for name in names))
 
     def with_run(self, other: Outcome) -> Outcome:
         """Return it with what a further run has seen."""
@@ -191,7 +193,7 @@ class Outcome:
             other.key,
             self.seconds + other.seconds,
             other.about,
-            (*self.selections, *other.selections),
+            tuple(dict.fromkeys((*self.selections, *other.selections))),
             {**self.tests, **other.tests},
         )
 

@@ -54,14 +54,14 @@ class Bench:
         folder = self.folder / name
         # The name of a built kernel is the hash of its source, configuration and patches.
         key = hash_of("mutants-1", kernel.name, self.testcases)
-        before = Outcome.load(folder, key)
-        if self.again or not before.done:
-            before = Outcome(key, 0.0, {}, (), {})
-        missing = [one for one in dict.fromkeys(selections) if one not in before.selections]
-        if not missing or "" in before.selections:
+        before = Outcome(key, 0.0, {}, (), {}) if self.again else Outcome.load(folder, key)
+        known = before.selections
+        missing = [] if "" in known else [one for one in selections if one not in known]
+        if not missing and not before.unjudged:
             return before
         self.say(f"testing {name}")
-        seconds, run = _run(folder, kernel, " or ".join(missing), self.options)
+        asked = "" if "" in missing else " or ".join(dict.fromkeys([*missing, *before.unjudged]))
+        seconds, run = _run(folder, kernel, asked, self.options)
         tests = {record.nodeid: Seen.of(record) for record in run.records}
         fresh = Outcome(key, seconds, run.info.properties, tuple(missing), tests)
         found = before.with_run(fresh)
@@ -109,17 +109,18 @@ def testcases_hash(root: Path) -> str:
 def judge_all(bench: Bench, mutants: Sequence[Mutant]) -> dict[str, tuple[Judgement, Outcome]]:
     """Run and judge mutants one after the other, and say of each what became of it."""
     found: dict[str, tuple[Judgement, Outcome]] = {}
+    plain: dict[tuple[str, ...], Outcome] = {}
     for number, one in enumerate(mutants, 1):
-        same = [other for other in mutants if other.fragments == one.fragments]
         try:
-            # Without their patches all are one kernel, which is run once.
-            plain = bench.observe(
-                "+".join([UNPATCHED, *one.fragments]),
-                bench.kernel(one, patched=False),
-                [bench.selection(other) for other in same],
-            )
+            if one.fragments not in plain:
+                # Without their patches all are one kernel, which is run once.
+                same = [other for other in mutants if other.fragments == one.fragments]
+                name = "+".join([UNPATCHED, *one.fragments])
+                selections = list(dict.fromkeys(bench.selection(other) for other in same))
+                kernel = bench.kernel(one, patched=False)
+                plain[one.fragments] = bench.observe(name, kernel, selections)
             seen = bench.observe(one.name, bench.kernel(one, patched=True), [bench.selection(one)])
-            judgement = mutant.judge(one, seen.tests, plain.tests)
+            judgement = mutant.judge(one, seen.tests, plain[one.fragments].tests)
         except UsageError:
             raise
         except HarnessError as error:
