@@ -74,7 +74,7 @@ def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) 
 def test_s5_reflinked_files_copy_on_write(guest: Guest, case: Case, copied: str) -> None:
     """xfs has DAX and shared blocks at once: a store to one file is not seen in the other.
 
-    So much is copied at once: by 2 MiB page table entries, or by smaller ones.
+    So much is to be copied at once; for 2 MiB it takes one entry of the page table.
     """
     mkfs = ("-m", "reflink=1", *_ALIGNED["xfs"])
     with guest.mounted(guest.namespace(NAMESPACE["xfs"]), "xfs", mkfs=mkfs) as mount:
@@ -86,8 +86,7 @@ def test_s5_reflinked_files_copy_on_write(guest: Guest, case: Case, copied: str)
         case.prove("the file is DAX", facts["dax"])
         for key in ("clone", "clone_dax", "shared_pages"):
             case.expect(key, facts[key])
-        left = facts["shared_pages_left"]
-        case.expect("some blocks are still shared", left > 0, right=copied == "128K")
+        case.fact("pages still shared", facts["shared_pages_left"])
         for key in (
             "cloned", "stored_to_clone", "stored_to_original", "written_to_clone",
             "written_to_original", "deduplicated",
