@@ -231,8 +231,7 @@ def _outcome(facts: dict[str, object]) -> str:
         return "the holder is hung"
     if facts["command"] == "waits":
         if facts["command_after"] == "hung":
-            # One that runs for ever (R) is another fault than one that sleeps.
-            return f"the command is hung ({facts.get('command_state', '-')})"
+            return "the command is hung"
         return "safe" if facts["held"] == "OK" else f"waits; {facts['held']}"
     if facts["status"] == 0:
         gone = facts["held"] in ("SIGBUS", "ENXIO", "EIO", "ENODEV", "short")

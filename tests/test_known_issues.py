@@ -65,12 +65,6 @@ def hung(words: str) -> str:
         (MOUNT, "6.12.117", [UMOUNT], None),
         (MOUNT, "7.2.13", ["page fault in vm_normal_folio_pmd", HUNG], "dax-unbind-under-mapping"),
         (MOUNT, "7.2.13", [HUNG, "rcu_preempt stall in __schedule"], None),
-        (
-            "test_n2_driver_unbound_under_a_mount[xfs-rmapbt]",
-            "7.2.13",
-            ["outcome: expected safe, seen 'the command is hung (D)'"],
-            None,
-        ),
     ],
 )
 def test_a_fault_and_its_neighbours(

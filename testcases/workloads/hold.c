@@ -18,7 +18,6 @@
 
 #include "memory.h"
 #include "nvh.h"
-#include "watch.h"
 
 #define SEED 11
 #define SIZE (2UL << 20)
@@ -231,7 +230,6 @@ int main(int argc, char **argv)
 	struct answer answer;
 	struct holder holder;
 	struct source source;
-	struct sight sight;
 	int status = 0;
 	double begin, limit;
 	bool waits, ended;
@@ -273,13 +271,10 @@ int main(int argc, char **argv)
 	if (waits) {
 		ended = command_ends(&command, limit, &status);
 		nvh_fact_str("command_after", ended ? "ended" : "hung");
-		if (ended) {
+		if (ended)
 			report_command(&command, status);
-		} else {
-			if (watch_look(command.pid, &sight))
-				watch_facts("command_", &sight);
+		else
 			kill(-command.pid, SIGKILL);
-		}
 		nvh_step(true, "the command %s", ended ? "has ended" : "does not end");
 	}
 	return nvh_end();
