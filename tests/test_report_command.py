@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import cli
+from harness.commands.results import Format
 from harness.report import kcidb
 from harness.report.record import TestRecord
 from tests.made_up_results import of_every_verdict, record, write_matrix, write_run
@@ -89,3 +92,35 @@ def test_without_kernelcis_library_it_is_said(
     assert cli.main(["report", str(run), "--format", "kcidb"]) == 0
     assert "nvdimm-harness[kcidb]" in capsys.readouterr().err
     assert json.loads((run / "kcidb.json").read_text())["version"] == {"major": 5, "minor": 3}
+
+
+WRONG: tuple[Any, ...] = (
+    *(None, 5, -1.5, float("nan"), "x", "\ud800\0", True),
+    *([], {}, [1], ["x"], [[]], {"a": 1}, {"": None}),
+)
+KEYS = sorted(of_every_verdict()[0].to_json())
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_record_of_anything_is_written_or_left_out(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], key: str
+) -> None:
+    """Results may come from elsewhere, or from a disk that was full."""
+    bad = replace(of_every_verdict()[-2], fixed=("an-issue",), known="another")
+    folder = write_run(tmp_path / "run", [bad])
+    file = folder / bad.folder / "result.json"
+    whole = json.loads(file.read_text())
+    for value in WRONG:
+        wrong: dict[str, Any] = {**whole, key: value}
+        inner = whole[key][0] if isinstance(whole[key], list) and whole[key] else None
+        if isinstance(inner, dict):
+            file.write_text(json.dumps({**whole, key: [dict.fromkeys(inner, value)]}))
+            write_all(folder)
+        file.write_text(json.dumps(wrong))
+        write_all(folder)
+    capfd.readouterr()
+
+
+def write_all(folder: Path) -> None:
+    for name in Format:
+        assert cli.main(["report", str(folder), "--format", name]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -103,26 +104,30 @@ class TestRecord:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TestRecord:
-        """Return the record that ``to_json`` gave; ValueError or KeyError when it is none."""
+        """Return the record that ``to_json`` gave; ValueError or another of its like for none.
+
+        It may come from another host, so that nothing is taken for what it should be.
+        """
         if values.get("format") != FORMAT:
             raise ValueError(f"format {values.get('format')!r} is not {FORMAT}")
+        row = values.get("row")
         return cls(
             nodeid=str(values["nodeid"]),
             status=Status(values["status"]),
-            seconds=float(values["seconds"]),
-            started=float(values.get("started", 0)),
-            row=values.get("row"),
+            seconds=_finite(values["seconds"]),
+            started=_finite(values.get("started", 0)),
+            row=None if row is None else str(row),
             title=str(values.get("title", "")),
             message=str(values.get("message", "")),
             hint=str(values.get("hint", "")),
-            expectations=tuple(values.get("expectations", ())),
-            proofs=tuple(values.get("proofs", ())),
+            expectations=_mappings(values.get("expectations", ())),
+            proofs=_mappings(values.get("proofs", ())),
             facts=dict(values.get("facts", {})),
-            findings=tuple(values.get("findings", ())),
+            findings=tuple(map(_finding, _mappings(values.get("findings", ())))),
             known=str(values.get("known", "")),
-            fixed=tuple(values.get("fixed", ())),
-            steps=tuple(values.get("steps", ())),
-            excerpts=dict(values.get("excerpts", {})),
+            fixed=tuple(str(issue) for issue in values.get("fixed", ())),
+            steps=_mappings(values.get("steps", ())),
+            excerpts={str(key): str(text) for key, text in values.get("excerpts", {}).items()},
         )
 
     def save(self, folder: Path) -> Path:
@@ -162,6 +167,25 @@ def program() -> str:
     if shutil.which("nvh"):
         return "nvh"
     return sys.argv[0] if sys.argv[0].endswith("nvh") else ".venv/bin/nvh"
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no time")
+    return number
+
+
+def _mappings(values: Any) -> tuple[Mapping[str, Any], ...]:
+    found = tuple(values)
+    if not all(isinstance(value, dict) for value in found):
+        raise ValueError("a list of objects holds something else")
+    return found
+
+
+def _finding(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    trace = values.get("trace")
+    return values if isinstance(trace, list) else {**values, "trace": []}
 
 
 def _word(value: Any) -> str:
