@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import replace
@@ -119,6 +120,18 @@ def test_a_record_of_anything_is_written_or_left_out(
         file.write_text(json.dumps(wrong))
         write_all(folder)
     capfd.readouterr()
+
+
+@pytest.mark.parametrize("value", [float("nan"), 10**400, "1", [], -1, True])
+def test_a_summary_may_have_any_number(tmp_path: Path, value: object) -> None:
+    folder = write_run(tmp_path / "run", of_every_verdict()[:1])
+    file = folder / "summary.json"
+    whole = json.loads(file.read_text())
+    test = {**whole["tests"][0], "seconds": value}
+    shutil.rmtree(folder / "tests")
+    for wrong in ({**whole, "seconds": value}, {**whole, "tests": [test]}):
+        file.write_text(json.dumps(wrong))
+        write_all(folder)
 
 
 def write_all(folder: Path) -> None:

@@ -114,8 +114,8 @@ class TestRecord:
         return cls(
             nodeid=str(values["nodeid"]),
             status=Status(values["status"]),
-            seconds=_finite(values["seconds"]),
-            started=_finite(values.get("started", 0)),
+            seconds=finite(values["seconds"]),
+            started=finite(values.get("started", 0)),
             row=None if row is None else str(row),
             title=str(values.get("title", "")),
             message=str(values.get("message", "")),
@@ -169,10 +169,14 @@ def program() -> str:
     return sys.argv[0] if sys.argv[0].endswith("nvh") else ".venv/bin/nvh"
 
 
-def _finite(value: Any) -> float:
-    number = float(value)
+def finite(value: Any) -> float:
+    """Return a number of seconds; ValueError or TypeError for anything else."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"{value!r} is no time")
+        raise ValueError("not a finite number of seconds")
     return number
 
 
@@ -184,8 +188,7 @@ def _mappings(values: Any) -> tuple[Mapping[str, Any], ...]:
 
 
 def _finding(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    trace = values.get("trace")
-    return values if isinstance(trace, list) else {**values, "trace": []}
+    return values if isinstance(values.get("trace", []), list) else {**values, "trace": []}
 
 
 def _word(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from harness.errors import HarnessError, UsageError
 from harness.report import matrix
 from harness.report.escape import one_line
 from harness.report.page import RunInfo
-from harness.report.record import TestRecord
+from harness.report.record import TestRecord, finite
 
 SUMMARY = "summary.json"
 
@@ -71,13 +72,15 @@ def load_run(
     if not summary.get("finished"):
         cut = "The run was cut short." if summary.get("exit_code") else "The run did not end."
         problem = problem or cut
-    seconds = summary.get("seconds")
+    seconds = None
+    with contextlib.suppress(ValueError, TypeError):
+        seconds = finite(summary.get("seconds"))
     info = RunInfo(
         label=label,
         kernel=one_line(properties.get("kernel", "") or kernel or "unknown kernel", 120),
         properties=properties,
         started=str(summary.get("started") or ""),
-        seconds=float(seconds) if isinstance(seconds, int | float) else None,
+        seconds=seconds,
         finished=bool(summary.get("finished")),
         folder=folder,
         href=href,
