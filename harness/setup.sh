@@ -3,7 +3,8 @@
 #
 # A second start finds its stamp and does nothing.  `setup.sh packages FILE` installs the host packages
 # of another list and nothing else.  Environment: VENV, where the virtual environment goes (default
-# .venv).  Exit codes: 0 ready, 125 the host lacks something (one line says what).
+# .venv); NVH_SETUP_DIR, where logs go (default build).  Exit codes: 0 ready, 125 the host lacks
+# something (one line says what).
 set -euo pipefail
 export LC_ALL=C
 
@@ -12,7 +13,8 @@ root=$(cd "$root" && pwd)
 venv=${VENV:-$root/.venv}
 [[ $venv = /* ]] || venv=$PWD/$venv
 packages=$root/guest-images/host-packages.txt
-log=$root/build/setup.log
+work=${NVH_SETUP_DIR:-$root/build}
+log=$work/setup.log
 stamp=$venv/.nvh-setup
 dpkg_status=${NVH_DPKG_STATUS:-/var/lib/dpkg/status}
 
@@ -166,9 +168,9 @@ if [[ ${1:-} == packages ]]; then
 elif ready; then
     exit 0
 fi
-mkdir -p "$root/build" 2>/dev/null || die "cannot write to $root/build"
+mkdir -p "$work" 2>/dev/null || die "cannot write to $work"
 # Two set-ups of one checkout: the second waits, then finds the first one's work.
-exec 9>"$root/build/setup.lock"
+exec 9>"$work/setup.lock"
 flock 9
 if [[ ${1:-} != packages ]] && ready; then
     exit 0

@@ -119,7 +119,9 @@ def install_packages() -> None:
     """Have the host packages that building a kernel needs: nothing else asks for them."""
     script = Path(paths.__file__).with_name("setup.sh")
     names = paths.guest_images() / "build-packages.txt"
-    done = process.run([str(script), "packages", str(names)], timeout=900.0, check=False)
+    # Beside the script there need not be a directory that is the user's.
+    env = {"NVH_SETUP_DIR": str(paths.cache_dir() / "build")}
+    done = process.run([str(script), "packages", str(names)], timeout=900.0, check=False, env=env)
     if done.status != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("setup: ")]
         words = lines[-1].removeprefix("setup: ") if lines else done.stderr.strip()[-200:]
