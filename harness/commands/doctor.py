@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from harness import paths, process
 from harness.errors import EXIT_OK, EXIT_UNTESTABLE, HarnessError, HostError
+from harness.images import workloads
 from harness.lab import Lab, Options
 from harness.pool import memory_available
 from harness.qemu import accel
@@ -42,6 +43,7 @@ def _checks(args: argparse.Namespace) -> list[tuple[str, Callable[[], str]]]:
         ("mke2fs", lambda: process.find("mke2fs", package="e2fsprogs")),
         ("depmod", lambda: process.find("depmod", package="kmod")),
         ("C compiler", lambda: process.find("gcc", package="gcc")),
+        ("make", lambda: process.find("make", package="make")),
         ("setpriv", lambda: process.find("setpriv", package="util-linux")),
         ("accelerator", lambda: _accelerator(args)),
         ("memory", _memory),
@@ -86,7 +88,9 @@ def _run_room() -> str:
 
 
 def _workloads() -> str:
-    built = Lab(Options()).workloads
+    built = workloads.folder() / "build"
+    if not built.is_dir() and workloads.folder().is_dir():
+        return f"not built yet: a run builds them from {workloads.folder()}"
     files = sorted(built.iterdir()) if built.is_dir() else []
     names = [file.name for file in files if file.is_file() and os.access(file, os.X_OK)]
     if not names:
