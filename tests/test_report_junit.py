@@ -77,6 +77,10 @@ def test_xunit1_is_what_its_schema_says(xunit1: xmlschema.XMLSchema, tmp_path: P
     assert first.get("classname") == "testcases.test_l_layout"
     assert first.get("file") == "testcases/test_l_layout.py"
     assert first.get("name") == "test_l1_operation_waits_for_the_pin[pass-ext4]"
+    summed = [record(f"test_l1_{n}", seconds=n / 10) for n in (1, 2)]
+    for element in ET.fromstring(junit.build(summed, {})).iter():
+        # pytest's copy of the schema has three digits at most behind the point.
+        assert re.fullmatch(r"\d+\.\d{1,3}", element.get("time", "0.0"))
     broken = data.replace(b"classname=", b"class=")
     assert not xunit1.is_valid(broken.decode())
 
