@@ -117,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument(
         "--set", metavar="NAME", help="only the rows of a set in testcases/sets.toml, such as first"
     )
+    test.add_argument(
+        "--failed", metavar="RESULTS", help="only what failed in a run, such as results/latest"
+    )
+    test.add_argument(
+        "-v", "--verbose", action="store_true", help="pytest's own words instead of the view"
+    )
     _guest_options(test)
     test.add_argument(
         "-n", metavar="N", default="auto", help="tests at once: a number, or auto (default)"

@@ -20,7 +20,7 @@ from harness.guest.template import Template
 from harness.images import config_problems, workloads
 from harness.images.guest import GuestImages, prepare
 from harness.images.kernel import Kernel, resolve
-from harness.images.store import Store
+from harness.images.store import Store, to_log
 from harness.qemu import accel
 from harness.qemu.accel import Accel
 from harness.spec import Machine, load_machine, machine_file
@@ -68,9 +68,17 @@ def check_drivers(kernel: Kernel, machine: Machine) -> None:
 class Lab:
     """Everything that guests are made of, each part made when it is first asked for."""
 
-    def __init__(self, options: Options, *, say: Callable[[str], None] = log.info) -> None:
+    def __init__(
+        self,
+        options: Options,
+        *,
+        say: Callable[[str], None] = to_log,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        """``say`` is told what takes its time, ``note`` (the same, if not given) what was found."""
         self.options = options
         self.say = say
+        self._note = note
         self._images: dict[tuple[str, ...], GuestImages] = {}
 
     @cached_property
@@ -133,7 +141,7 @@ class Lab:
             qemu=self.qemu,
             cache=paths.cache_dir(),
         )
-        self.say(f"accelerator {chosen.name}: {chosen.why}")
+        (self._note or self.say)(f"accelerator {chosen.name}: {chosen.why}")
         return chosen
 
     @cached_property

@@ -50,15 +50,24 @@ def known_issues() -> list[KnownIssue]:
     return found
 
 
+def groups() -> Mapping[str, str]:
+    """Return the titles of the groups of rows, by their letters."""
+    return _views().groups
+
+
+def _views() -> Views:
+    with contextlib.suppress(HarnessError, OSError):
+        return Views.load(paths.source_tree() / "testcases" / "views.toml")
+    return Views()
+
+
 def _write(
     folder: Path,
     runs: Sequence[StoredRun],
     known: Iterable[KnownIssue],
     catalogue: Iterable[Row],
 ) -> Path:
-    views = Views()
-    with contextlib.suppress(HarnessError, OSError):
-        views = Views.load(paths.source_tree() / "testcases" / "views.toml")
+    views = _views()
     issues = {issue.id: issue for issue in known}
     of = sum(len(run.records) for run in runs)
     return html.write(

@@ -396,6 +396,9 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     item.stash[_BEGUN] = time.time()
     item.stash[_STEPS] = Steps(item.stash[_BEGUN])
     if is_testcase(item):
+        told = run_state(item.config).told
+        told.test(item.nodeid)
+        item.stash[_STEPS] = Steps(item.stash[_BEGUN], tell=told.say)
         _begin_bundle(item)
     with _limited(item):
         return (yield)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from harness import pages
+from harness.doing import forget
 from harness.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNTESTABLE, HarnessError, HostError
-from harness.report import junit, summary, table
+from harness.report import closing, junit, summary
 from harness.report.escape import one_line
 from harness.report.record import TestRecord, boot_findings
 from harness.run_state import STATE, RunState, end_bundle, run_state
+from harness.run_view import RunView
+from harness.ui import How, Screen, how, plain
 from harness.verdict.expectation import row_id
 from harness.verdict.status import Status
 
@@ -52,6 +56,7 @@ class Reporter:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._view = RunView.of(config)
         self._why = ""  # the run was cut short
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -77,6 +82,8 @@ class Reporter:
                 break
         else:
             records.append(record)
+        if self._view is not None:
+            self._view.add(record)
         self._write()
 
     def _write(self, status: int | None = None) -> None:
@@ -132,9 +139,19 @@ class Reporter:
         if error == "keyboard-interrupt":
             self._why = "interrupted"
 
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
+    def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Note that pytest or a plugin broke; where there is no view, pytest says it at length."""
+        if self._view is not None:
+            why = one_line(excinfo.exconly(), 500)
+            self._why = f"pytest broke: {why}; see {self._view.results / closing.WORDS}"
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the reports for the last time."""
+        if self._view is not None:
+            self._view.stop()
+            self._why = self._why or one_line(str(session.shouldfail or session.shouldstop or ""))
         if STATE in self._config.stash:
+            forget(run_state(self._config).results.path)
             try:
                 self._write(int(exitstatus))
             except HostError as error:
@@ -145,17 +162,25 @@ class Reporter:
 
     def pytest_terminal_summary(self) -> None:
         """Print the table, and why there is no more of it."""
+        out = sys.stdout if self._view is None else self._view.out
         if STATE in self._config.stash and run_state(self._config).records:
             state = run_state(self._config)
-            print()
-            table.show(
-                state.records,
-                results=state.results.path,
-                seconds=time.time() - state.started,
-                options=state.options,
+            print(file=out)
+            closing.show(
+                closing.Run(
+                    state.records,
+                    results=state.results.path,
+                    seconds=time.time() - state.started,
+                    options=state.options,
+                    titles={issue.id: issue.title for issue in state.known},
+                    groups=pages.groups(),
+                ),
+                out,
+                console=Screen(out) if how(out) is How.LIVE else None,
+                clean=plain,
             )
         if self._why:
-            print(f"nvh: {self._why}", flush=True)
+            print(plain(f"nvh: {self._why}"), file=out, flush=True)
 
 
 def exit_code(status: int, verdict: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from harness import paths
+from harness.doing import Told
 from harness.errors import HarnessError
+from harness.images.store import to_log
 from harness.lab import Lab, Options
 from harness.report.bundle import Bundles
 from harness.report.record import TestRecord
@@ -32,6 +35,7 @@ class RunState:
 
     results: ResultsDir
     lab: Lab
+    told: Told
     catalogue: Catalogue
     options: list[str]
     bundles: Bundles
@@ -112,10 +116,12 @@ def run_state(config: pytest.Config) -> RunState:
             trusted=bool(config.getoption("--nvh-trusted")),
             workloads=_path(config.getoption("--nvh-workloads")),
         )
-        lab = Lab(options)
+        told = Told(results.path, worker_id(config) or "main")
+        lab = Lab(options, say=_both(to_log, told.build), note=to_log)
         config.stash[STATE] = RunState(
             results=results,
             lab=lab,
+            told=told,
             bundles=Bundles(results.path, lambda: setting(config, lab)),
             catalogue=load_catalogue(),
             options=_again(config),
@@ -135,6 +141,14 @@ def end_bundle(state: RunState, record: TestRecord) -> None:
         state.bundles.end(record)
     except HarnessError as error:
         log.warning("no bundle of %s: %s", record.nodeid, error)
+
+
+def _both(*hear: Callable[[str], None]) -> Callable[[str], None]:
+    def say(words: str) -> None:
+        for one in hear:
+            one(words)
+
+    return say
 
 
 def _path(word: str | None) -> Path | None:

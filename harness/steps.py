@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 #: Steps that are kept of one test, and characters of one: a test may run thousands.
@@ -14,25 +14,29 @@ _LONG = 300
 class Steps:
     """The commands of one test with the seconds since its begin."""
 
-    def __init__(self, begun: float) -> None:
+    def __init__(self, begun: float, *, tell: Callable[[str], None] = lambda _: None) -> None:
         self._begun = begun  # as time.time() gave it
+        self._tell = tell  # hears what begins at once, and "" when it has ended
         self._steps: list[dict[str, Any]] = []
         self._running: tuple[str, float] | None = None
 
     def waited(self, what: str) -> None:
         """Note what took all the time until now."""
         self._add(what, self._begun)
+        self._tell("")
 
     def begin(self, command: str) -> None:
         """Note that a command begins."""
         self.end()
         self._running = (command, time.time())
+        self._tell(command)
 
     def end(self) -> None:
         """Note that the command that runs has ended, however it did."""
         if self._running is not None:
             command, at = self._running
             self._running = None
+            self._tell("")
             self._add(command, at)
 
     def _add(self, what: str, at: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import HostError, UsageError
 from harness.images import distribution, rootfs
-from harness.images.store import Store
+from harness.images.store import Progress, Store
 
 MOUNTINFO = """\
 22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -61,7 +61,7 @@ def test_without_subordinate_ids_the_hint_is_not_the_network() -> None:
 def test_an_image_for_each_set_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[list[str]] = []
 
-    def bootstrap(suite: str, target: Path, extra: Sequence[str]) -> None:
+    def bootstrap(suite: str, target: Path, extra: Sequence[str], say: Progress) -> None:
         built.append(list(extra))
         (target / rootfs.IMAGE).write_bytes(b"image")
 

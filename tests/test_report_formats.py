@@ -1,6 +1,5 @@
-"""junit.xml, summary.json and the table."""
+"""junit.xml and summary.json."""
 
-import io
 import json
 import shutil
 import xml.etree.ElementTree as ET
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from harness.report import junit, summary, table
+from harness.report import junit, summary
 from harness.report.record import EXCERPT_LIMIT, TestRecord
 from harness.verdict.status import Status
 from tests.made_up_results import of_every_verdict, write_run
@@ -138,48 +137,3 @@ def test_every_key_of_a_summary_is_in_its_schema(schema: Draft202012Validator) -
     assert isinstance(values, dict)
     assert set(values["properties"]) == set(found)
     assert set(values["$defs"]["test"]["properties"]) == set(found["tests"][0])
-
-
-def test_plain_table_has_one_line_a_test_and_the_way_back(tmp_path: Path) -> None:
-    seen = ({"what": "map", "expected": "OK", "seen": "OK", "ok": True, "source": "s"},)
-    records = [
-        record(Status.PASS, expectations=seen),
-        record(
-            Status.FAIL,
-            "test_v8_y",
-            row="V8",
-            message="bad\n\x1b[31m",
-            findings=({"kind": "warning", "title": "WARNING in f"},),
-        ),
-        record(Status.MISS, "test_l1_z", row="L1", hint="free some memory"),
-    ]
-    out = io.StringIO()
-    table.show(records, results=tmp_path, seconds=3.0, options=["--kernel", "/b"], file=out)
-    lines = out.getvalue().splitlines()
-    assert lines[0].startswith("L1   test_l1_z       MISS")
-    assert lines[1] == "V3   test_v3_x[ext4] PASS     0.5 s  map: OK"
-    assert lines[2].startswith("V8   test_v8_y       FAIL")
-    assert "  again:  nvh test -k test_v8_y --kernel /b" in lines
-    assert f"  folder: {tmp_path}/tests/test_v.test_v8_y" in lines
-    assert "  kernel: warning: WARNING in f" in lines
-    assert "  hint:   free some memory" in lines
-    assert lines[-1] == f"1 PASS, 1 FAIL, 1 MISS in 3.0 s; results in {tmp_path}"
-    assert "\x1b" not in out.getvalue()
-
-
-def test_terminal_table_shows_markup_as_it_is(tmp_path: Path) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    out = Terminal()
-    table.show(
-        [record(Status.FAIL, message="[bold]x[/bold]")], results=tmp_path, seconds=1, file=out
-    )
-    assert "[bold]x[/bold]" in out.getvalue()
-
-
-def test_no_test_is_said(tmp_path: Path) -> None:
-    out = io.StringIO()
-    table.show([], results=tmp_path, seconds=0.1, file=out)
-    assert out.getvalue().strip() == f"no test ran in 0.1 s; results in {tmp_path}"

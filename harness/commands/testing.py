@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import paths, rundir, ui
+from harness import paths, run_view, rundir, ui
 from harness.errors import EXIT_OK, EXIT_USAGE, HarnessError, UsageError
 from harness.guest import template as templates
 from harness.guest.boot import Recipe
@@ -20,6 +20,7 @@ from harness.lab import Lab, Options
 from harness.pool import budget
 from harness.process import shell_line
 from harness.qemu.snapshot import NotMigratable
+from harness.report import summary
 from harness.report.results import ResultsDir
 from harness.report.table import counted
 from harness.run_reporter import exit_code, verdict_of
@@ -42,16 +43,18 @@ def test(args: argparse.Namespace) -> int:
         # What is asked for wrongly is told before anything is fetched, built or written.
         workers = _workers(args.n, lab.machine.memory)
         arguments = _arguments(root, args)
-        items = _collect(root, args, arguments)
+        shown.say("looking for the tests")
+        found = _collect(root, args, arguments)
         if workers > 1:
             arguments = ["-n", str(workers), "--dist", "worksteal", *arguments]
         if args.dry_run:
             folder = paths.results() / "DRY-RUN"
             print(shell_line(["pytest", f"--nvh-results={folder}", *arguments]))
             return EXIT_OK
+        shown.say("checking kernel and images")
         recipe = lab.recipe()
         booted = None if args.isolation == "boot" else _why_booted(lab, recipe)
-        _make_images(lab, items)
+        _make_images(lab, found.items)
     results = ResultsDir.create(Path(args.results) if args.results else paths.results())
     results.start_log()
     if ui.terminal.is_terminal:  # the live line that said so is gone
@@ -65,7 +68,12 @@ def test(args: argparse.Namespace) -> int:
         print(f"every test boots its guest: {booted}", flush=True)
     with contextlib.chdir(root):
         limit = f"--nvh-end={time.time() + args.max_time:.0f}"
-        status = pytest.main([f"--nvh-results={results.path}", limit, *arguments])
+        words = [f"--nvh-results={results.path}", limit, *arguments]
+        if found.own_words:
+            status = pytest.main(words)
+        else:
+            with run_view.shown(results.path, workers=workers) as view:
+                status = pytest.main(words, plugins=[view])
     return _exit_code(int(status), results.path)
 
 
@@ -93,7 +101,7 @@ def selected(expression: str) -> list[str]:
     root = paths.source_tree()
     where = [str(root / TESTCASES), f"--rootdir={root}", "-p", "no:cacheprovider", "-q"]
     args = argparse.Namespace(k=expression, set=None)
-    return [item.nodeid for item in _collect(root, args, [*where, "-k", expression])]
+    return [item.nodeid for item in _collect(root, args, [*where, "-k", expression]).items]
 
 
 @dataclass
@@ -103,6 +111,8 @@ class _Collected:
     items: list[pytest.Item] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     interrupted: bool = False
+    #: pytest was asked to speak for itself, or a test is to have the terminal.
+    own_words: bool = False
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note the last word on a file that cannot be loaded."""
@@ -114,13 +124,15 @@ class _Collected:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note the tests that are left after the selection."""
         self.items = list(session.items)
+        asked = session.config.option
+        self.own_words = asked.verbose >= 0 or asked.capture == "no" or asked.usepdb or asked.trace
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Note a user who has had enough; pytest ends in the same way when a file is broken."""
         self.interrupted = excinfo.type is KeyboardInterrupt
 
 
-def _collect(root: Path, args: argparse.Namespace, arguments: list[str]) -> list[pytest.Item]:
+def _collect(root: Path, args: argparse.Namespace, arguments: list[str]) -> _Collected:
     """Return the tests that a run with these arguments would run; raise when that is none."""
     found, said = _Collected(), io.StringIO()
     with (
@@ -145,7 +157,7 @@ def _collect(root: Path, args: argparse.Namespace, arguments: list[str]) -> list
     if status != pytest.ExitCode.OK:
         last = said.getvalue().strip().splitlines()[-1:] or ["it said nothing"]
         raise HarnessError(f"pytest cannot collect the testcases: {last[0]}")
-    return found.items
+    return found
 
 
 def _complaint(said: str) -> str:
@@ -188,10 +200,10 @@ def _workers(asked: str, memory: int) -> int:
 def _arguments(root: Path, args: argparse.Namespace) -> list[str]:
     """Return pytest's arguments, but for the results and the number of tests at once."""
     chosen = [
-        str(root / TESTCASES),
+        *(_failed(root, Path(args.failed)) if args.failed else [str(root / TESTCASES)]),
         f"--rootdir={root}",
         *["-p", "no:cacheprovider"],
-        "-q",
+        "-v" if args.verbose else "-q",
         "--no-header",
         "--tb=short",
         "--show-capture=stdout",  # the rest is in the test's folder and in harness.log
@@ -213,6 +225,15 @@ def _arguments(root: Path, args: argparse.Namespace) -> list[str]:
     if selected:
         chosen += ["-k", selected]
     return [*chosen, *args.pytest_args]
+
+
+def _failed(root: Path, results: Path) -> list[str]:
+    """Return the tests that failed in a run, or could not be judged."""
+    tests = summary.load(results / "summary.json").tests
+    failed = [one.test for one in tests if one.word in {"FAIL", "ERROR", "MISS"}]
+    if not failed:
+        raise UsageError(f"no test of {results} failed")
+    return [str(root / test) for test in failed]
 
 
 def _selection(root: Path, args: argparse.Namespace) -> str:
@@ -239,7 +260,7 @@ def _list(root: Path, args: argparse.Namespace) -> int:
     reports = {report.name: report for report in load_reports(paths.reports())}
     chosen_reports = []
     tests: dict[str, dict[str, None]] = {}
-    for item in _collect(root, args, _arguments(root, args)):
+    for item in _collect(root, args, _arguments(root, args)).items:
         named = row_id(item.name)
         if named in reports:
             chosen_reports.append(reports[named])

@@ -15,7 +15,8 @@ import filelock
 
 from harness import process
 from harness.errors import HarnessError, ImageError
-from harness.images.store import hash_of
+from harness.images.advance import Advance, bytes_in, watched
+from harness.images.store import Progress, hash_of, to_log
 
 _DEADLINE = 900.0
 #: Settings of the host that would break a private tree, or that belong to an interactive apt.
@@ -44,6 +45,7 @@ class Package:
     version: str
     sha256: str
     depends: tuple[str, ...]
+    size: int = 0  # of the file to fetch, in bytes
 
     def __str__(self) -> str:
         """Return name and version as apt-get takes them."""
@@ -105,11 +107,19 @@ class PrivateApt:
         with self._lock:
             return self._show([name]) if self._ready() else []
 
-    def download(self, packages: Iterable[Package], into: Path) -> list[Path]:
-        """Fetch packages into a directory; apt compares them with the signed index."""
-        wanted = [str(package) for package in packages]
-        with self._lock:
-            self._run("apt-get", "download", "-q", *wanted, cwd=into)
+    def download(
+        self, packages: Sequence[Package], into: Path, *, say: Progress = to_log
+    ) -> list[Path]:
+        """Fetch packages into an empty directory; apt compares them with the signed index."""
+        what = f"fetching {packages[0].name} {packages[0].version}"
+        partial = self.root / "cache/archives/partial"
+        total = sum(package.size for package in packages)
+
+        def look() -> Advance:
+            return Advance(what, bytes_in(into, into / "partial", partial), total)
+
+        with self._lock, watched(say, look):
+            self._run("apt-get", "download", "-q", *map(str, packages), cwd=into)
         return sorted(into.glob("*.deb"))
 
     def _ready(self) -> bool:
@@ -172,6 +182,7 @@ def _stanzas(shown: str) -> Iterable[Package]:
                 fields["Version"],
                 fields["SHA256"],
                 tuple(word.split()[0] for word in depends if word.strip()),
+                int(fields["Size"]) if fields.get("Size", "").isdecimal() else 0,
             )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from harness import paths, process
 from harness.errors import BuildError, HostError, UnfitKernel
 from harness.images import fragment, kconfig, patches, source
+from harness.images.advance import PERIOD, Advance
 from harness.images.fragment import Fragment
 from harness.images.kernel import BZIMAGE, ORIGIN
 from harness.images.source import Source
@@ -193,6 +194,7 @@ def _compile(command: Sequence[str], log: Path, tree: Path, progress: Progress) 
     """Run make, telling now and then how far it is."""
     progress("compiling; the first build of a source takes some ten minutes")
     begun = told = time.monotonic()
+    seen = steps = 0
     with log.open("wb") as out:
         child = process.spawn(command, stdout=out, stderr=subprocess.STDOUT, env=_CLEAN)
         try:
@@ -204,10 +206,13 @@ def _compile(command: Sequence[str], log: Path, tree: Path, progress: Progress) 
                     now = time.monotonic()
                 if now - begun > _DEADLINE:
                     raise BuildError(f"make does not end in {_DEADLINE:.0f} s", hint=f"see {log}")
-                if now - told > 30.0:
+                if now - told > PERIOD:
                     told = now
-                    steps = log.read_bytes().count(b"\n")
-                    progress(f"compiling, {steps} steps done")
+                    with log.open("rb") as lines:  # a build with KASAN logs megabytes
+                        lines.seek(seen)
+                        fresh = lines.read()
+                    seen, steps = seen + len(fresh), steps + fresh.count(b"\n")
+                    progress(Advance("compiling", steps, unit="steps"))
         finally:
             process.end(child, grace=5.0)
     if status != 0:

@@ -154,7 +154,7 @@ def _fetched(choice: Entry, store: Store, progress: Progress) -> Entry:
     rows = about["packages"]
 
     def build(target: Path) -> None:
-        progress(f"fetching {rows[0][0]} {rows[0][1]}, some 100 MB")
+        progress(f"fetching {rows[0][0]} {rows[0][1]}")
         repository = repository_of(about["sources"], store)
         packages = known(repository, rows)
         if packages is None:
@@ -164,7 +164,7 @@ def _fetched(choice: Entry, store: Store, progress: Progress) -> Entry:
                 raise ImageError(f"no packages: {complaint}", hint=distribution.MIRROR_HINT)
             if packages is None:
                 raise _GoneError(f"{rows[0][0]} {rows[0][1]} is no longer offered")
-        _fill(target, repository, packages)
+        _fill(target, repository, packages, progress)
         (target / ABOUT).write_text(json.dumps(about, indent=1))
 
     # The modules are read once, into an image with a hash of its own: Store.check does it then.
@@ -184,11 +184,14 @@ def known(repository: apt.PrivateApt, rows: Sequence[Sequence[str]]) -> list[apt
     return found
 
 
-def _fill(target: Path, repository: apt.PrivateApt, packages: Sequence[apt.Package]) -> None:
+def _fill(
+    target: Path, repository: apt.PrivateApt, packages: Sequence[apt.Package], say: Progress
+) -> None:
     """Fetch and unpack; keep what a boot needs, in one layout for all distributions."""
     work = target / "unpacked"
     work.mkdir()
-    debs = repository.download(packages, target)
+    debs = repository.download(packages, target, say=say)
+    say(f"unpacking {packages[0].name}")
     for deb in debs:
         apt.unpack(deb, work)
         deb.unlink()

@@ -20,6 +20,7 @@ from pathlib import Path
 from harness import paths, process
 from harness.errors import ImageError
 from harness.images import apt, distribution
+from harness.images.advance import Advance, bytes_in, watched
 from harness.images.store import Entry, Progress, Store, hash_of
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def entry(
         what = f" with {', '.join(more)}" if more else ""
         time = "a minute" if more else "half a minute"
         progress(f"building the root image{what} from {release.name} {suite}; takes {time}")
-        _bootstrap(suite, target, more)
+        _bootstrap(suite, target, more, progress)
 
     key = hash_of("root", suite, *packages(), hook().read_bytes(), *command("", "", "", more))
     return store.get("root", key, build, verify=verify)
@@ -81,7 +82,7 @@ def command(program: str, suite: str, image: str, extra: Sequence[str] = ()) -> 
     return [*argv, suite, "/dev/null"]
 
 
-def _bootstrap(suite: str, target: Path, extra: Sequence[str]) -> None:
+def _bootstrap(suite: str, target: Path, extra: Sequence[str], say: Progress) -> None:
     program = process.find("mmdebstrap", package="mmdebstrap")
     argv = command(program, suite, str(target / IMAGE), extra)
     # mmdebstrap runs apt without the host's configuration: proxies and the like go along.
@@ -94,6 +95,7 @@ def _bootstrap(suite: str, target: Path, extra: Sequence[str]) -> None:
         with (
             said.open("wb") as out,
             process.running(full, stdout=out, stderr=out, grace=_GRACE) as child,
+            watched(say, lambda: _stage(said, scratch)),
         ):
             try:
                 status = child.wait(_DEADLINE)
@@ -106,6 +108,17 @@ def _bootstrap(suite: str, target: Path, extra: Sequence[str]) -> None:
             raise ImageError(
                 f"the root image was not built: {apt.last_error(words)}", hint=_hint(words)
             )
+
+
+def _stage(said: Path, scratch: Path) -> str:
+    """Return what mmdebstrap does at the moment, and how much it has fetched."""
+    stages = [line for line in said.read_text(errors="replace").splitlines() if line[:3] == "I: "]
+    if not stages:
+        return ""
+    what = f"the root image: {stages[-1][3:].partition(': ')[0].rstrip('.')}"
+    archives = list(scratch.glob("*/var/cache/apt/archives"))
+    fetched = bytes_in(*archives, *(folder / "partial" for folder in archives))
+    return Advance(what, fetched) if fetched and "download" in what else what
 
 
 def _hint(said: str) -> str:

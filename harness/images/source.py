@@ -168,8 +168,8 @@ def _unpack(root: Path, about: Mapping[str, list[list[str]]], store: Store, say:
     aside = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
     aside.mkdir(parents=True)
     try:
-        say(f"fetching {name} {version}, some 150 MB")
-        for deb in repository.download(packages, aside):
+        say(f"fetching {name} {version}")
+        for deb in repository.download(packages, aside, say=say):
             apt.unpack(deb, aside)
             deb.unlink()
         tars = sorted(aside.glob("usr/src/linux-source-*.tar.*"))

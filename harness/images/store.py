@@ -27,6 +27,7 @@ from typing import Any
 import filelock
 
 from harness.errors import HarnessError, ImageError
+from harness.images.advance import Advance
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,9 @@ Progress = Callable[[str], None]
 
 
 def to_log(message: str) -> None:
-    """Report progress to the log only."""
-    log.info("%s", message)
+    """Report progress to the log only, and there no figures that change all the time."""
+    if not isinstance(message, Advance):
+        log.info("%s", message)
 
 
 @dataclass(frozen=True)
