@@ -14,7 +14,7 @@ bin := $(VENV)/bin
 export VENV
 
 .DEFAULT_GOAL := test
-.PHONY: help setup workloads test nightly check lint unit guest bench soak reliability mutants clean
+.PHONY: help setup workloads test nightly check lint unit guest bench soak reliability mutants session clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -55,6 +55,9 @@ reliability: workloads ## play every fault once; docs/reliability.md tells verdi
 
 mutants: workloads ## put faults into a kernel and see each found: make mutants ARGS="-k V3"
 	@$(bin)/python -m benchmarks.mutants $(ARGS)
+
+session: workloads ## record the terminal session that the README shows
+	@$(bin)/python -m docs.session
 
 clean: ## remove what was built here; results and the user's image cache stay
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,10 @@ import pytest
 from harness import paths, pool, rundir
 from harness.cli import main
 from harness.lab import Lab, Options
+from harness.report import summary
+from harness.report.record import TestRecord
 from harness.report.results import ResultsDir
+from harness.verdict.status import Status
 
 FAKE = Path(__file__).with_name("fake_qemu.py")
 
@@ -436,3 +439,31 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     )
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+def test_what_failed_is_selected_by_its_ids(nvh: Nvh, tmp_path: Path) -> None:
+    ids = [
+        "testcases/test_v_dax.py::test_v3_fsdax_is_refused[shared-ext4]",
+        "testcases/test_s_dax_state.py::test_s1_dax_never_covers_nothing[xfs]",
+        "testcases/test_v_dax.py::test_v9_devdax_pins_are_given_back",
+    ]
+    words = [Status.FAIL, Status.PASS, Status.FAIL]
+    records = [TestRecord(one, word, 1.0) for one, word in zip(ids, words, strict=True)]
+    records[2] = replace(records[2], known="an-issue")
+    summary.write(tmp_path / "summary.json", records, {})
+    said = nvh("test", "--failed", str(tmp_path), "--dry-run", "--accel", "tcg")
+    assert said.code == 0
+    assert f"{paths.source_tree() / ids[0]}" in said.out
+    assert not any(one in said.out for one in ids[1:])
+    summary.write(tmp_path / "summary.json", records[1:], {})
+    said = nvh("test", "--failed", str(tmp_path), "--dry-run")
+    assert said.code == 2
+    assert "failed" in said.err
+    assert nvh("test", "--failed", str(tmp_path / "none"), "--dry-run").code == 125
+
+
+def test_verbose_is_pytests_own_words(nvh: Nvh) -> None:
+    assert " -q " in nvh("test", "-k", "V3", "--dry-run", "--accel", "tcg").out
+    said = nvh("test", "-k", "V3", "--dry-run", "--accel", "tcg", "-v").out
+    assert " -v " in said
+    assert " -q " not in said

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from harness.process import shell_line
 from harness.qemu.snapshot import NotMigratable
 from harness.report import summary
 from harness.report.results import ResultsDir
-from harness.report.table import counted
+from harness.report.table import counted, cut
 from harness.run_reporter import exit_code, verdict_of
 from harness.toml_table import Table
 from harness.verdict.expectation import Catalogue, row_id
@@ -58,7 +59,8 @@ def test(args: argparse.Namespace) -> int:
     results = ResultsDir.create(Path(args.results) if args.results else paths.results())
     results.start_log()
     if ui.terminal.is_terminal:  # the live line that said so is gone
-        print(f"accelerator {lab.accel.name}: {lab.accel.why}")
+        line = f"accelerator {lab.accel.name}: {lab.accel.why}"  # nvh doctor has all of it
+        print(cut(line, ui.Screen(sys.stdout).width) if sys.stdout.isatty() else line)
     print(
         f"kernel {lab.kernel.release} ({lab.kernel.origin}), machine {recipe.machine.name}, "
         f"{lab.accel.name}; results in {_shown(results.path)}",

@@ -78,8 +78,7 @@ def lines(run: Run, width: int) -> list[Text]:
         *(list(part) for part in _failures(run, width)),
         list(_others(run, width)),
         list(_slowest(run, width)),
-        [_total(run)],
-        list(_next(run)),
+        [_total(run), *_next(run)],
     ]
     shown: list[Text] = []
     for part in parts:
@@ -146,7 +145,7 @@ def _failures(run: Run, width: int) -> Iterator[Iterator[Text]]:
 
 
 def _failure(record: TestRecord, run: Run, width: int) -> Iterator[Text]:
-    line = Text(record.word, STYLES[record.word])
+    line = Text.assemble((record.word, STYLES[record.word]))  # a style of that word alone
     line.append(f" {one_line(record.name, 120)}", "bold")
     yield line.append(f": {record.seen}")
     for finding in record.findings:
@@ -167,7 +166,7 @@ def _others(run: Run, width: int) -> Iterator[Text]:
     known = Counter(record.known for record in run.records if record.known)
     for issue, count in sorted(known.items()):
         rows = sorted({one.row or one.name for one in run.records if one.known == issue}, key=_id)
-        line = Text("KNOWN", STYLES["KNOWN"]).append(f" known issue {issue}", "bold")
+        line = Text.assemble(("KNOWN", STYLES["KNOWN"]), (f" {issue}", "bold"))
         yield line.append(f": {counted(count)}, {', '.join(rows)}")
         if title := run.titles.get(issue):
             yield Text(f"      {cut(one_line(title), width - 6)}")
