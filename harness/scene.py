@@ -20,7 +20,7 @@ from harness.verdict.status import Status
 #: Lines of what runs at once, whatever the terminal's height.
 _MOST = 8
 #: From this width on there is room for what a test is doing.
-_WIDE = 80
+_WIDE = 79  # a terminal of 80 columns, less the free one
 #: Over how many seconds a rate is taken.
 _LATELY = 10.0
 

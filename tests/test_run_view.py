@@ -161,6 +161,7 @@ def test_an_interrupted_view_leaves_a_sane_terminal(
     root = tree(FIRST)
     with watched(root, workers=workers) as shown:
         shown.shows(r"^v1_slow +\d+ s$")
+        shown.shows(r" 3/4$")
         shown.child.sendintr()  # as Ctrl-C does: to the whole process group
         assert shown.end() == 2  # pytest's word for it
     past = shown.past
