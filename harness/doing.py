@@ -40,17 +40,13 @@ class Doing:
 
 
 class Told:
-    """What one process is at, told to a file."""
+    """What one process is at, told to a file, which is made when there is something to tell."""
 
     def __init__(self, results: Path, worker: str) -> None:
-        self._worker = worker
+        self._file = results / FOLDER / worker
         self._test, self._begun = "", 0.0
         self._what, self._since = "", 0.0
-        self._fd = -1
-        with contextlib.suppress(OSError):
-            (results / FOLDER).mkdir(exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-            self._fd = os.open(results / FOLDER / worker, flags, 0o600)
+        self._fd: int | None = None
 
     def test(self, nodeid: str) -> None:
         """Tell that a test begins."""
@@ -76,9 +72,15 @@ class Told:
         if isinstance(what, Advance):
             values |= {"done": what.done, "total": what.total, "unit": what.unit}
         data = json.dumps(values).encode()
-        if self._fd >= 0 and len(data) <= _SIZE:
+        if len(data) <= _SIZE:
             with contextlib.suppress(OSError):  # a full disk is told by what cannot do without it
+                if self._fd is None:
+                    self._fd = self._open()
                 os.pwrite(self._fd, data.ljust(_SIZE), 0)
+
+    def _open(self) -> int:
+        self._file.parent.mkdir(exist_ok=True)
+        return os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def told(results: Path) -> Iterator[Doing]:
