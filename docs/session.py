@@ -31,8 +31,8 @@ CAST, SVG = "session.cast", "session.svg"
 PROMPT = "$ "
 #: Seconds that a command may take.
 _PATIENCE = 900.0
-#: A frame stands for what was shown within so many seconds, and is shown for 0.7 s to 1.5 s ...
-_FRAME, _SHORTEST, _LONGEST = 1.5, 0.7, 1.5
+#: A frame stands for what was shown within 0.7 s, and is shown for 0.7 s to 1.5 s ...
+_FRAME, _SHORTEST, _LONGEST = 0.7, 0.7, 1.5
 #: ... or for so long where a command has ended.
 _READ = 5.0
 
