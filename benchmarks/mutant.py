@@ -58,10 +58,10 @@ class Mutant:
         return "".join(dict.fromkeys(row[0] for row in rows if row[0].isupper()))
 
     @property
-    def selection(self) -> str:
-        """The expression that selects what is run for it, as nvh test -k takes it."""
+    def selections(self) -> tuple[str, ...]:
+        """The expressions that select what is run for it, as nvh test -k takes them."""
         named = [*(claim.tests for claim in self.fails), *self.passes]
-        return " or ".join(f"({expression(tests)})" for tests in dict.fromkeys(named))
+        return tuple(dict.fromkeys(expression(tests) for tests in named))
 
     def called(self, word: str) -> bool:
         """Whether a user's word means it: a part of its name, a group or a row."""
@@ -177,7 +177,7 @@ class Outcome:
     key: str  # the hash of all that decides on it
     seconds: float
     about: Mapping[str, str]  # properties of the run
-    selections: tuple[str, ...]  # what was run, as nvh test -k takes it
+    selections: tuple[str, ...]  # what was run, as expressions of nvh test -k
     tests: Mapping[str, Seen]
 
     @property

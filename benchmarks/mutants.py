@@ -38,9 +38,9 @@ class Bench:
     again: bool
     say: Progress
 
-    def selection(self, one: Mutant) -> str:
+    def selections(self, one: Mutant) -> tuple[str, ...]:
         """Return what is run on a mutant; all of the catalogue is the empty expression."""
-        return "" if self.whole else one.selection
+        return ("",) if self.whole else one.selections
 
     def kernel(self, one: Mutant, *, patched: bool) -> Path:
         """Return a mutant's kernel, or the one without its patch; built where it is not there."""
@@ -56,12 +56,13 @@ class Bench:
         key = hash_of("mutants-1", kernel.name, self.testcases)
         before = Outcome(key, 0.0, {}, (), {}) if self.again else Outcome.load(folder, key)
         known = before.selections
-        missing = [] if "" in known else [one for one in selections if one not in known]
+        wanted = dict.fromkeys(selections)
+        missing = [] if "" in known else [one for one in wanted if one not in known]
         if not missing and not before.unjudged:
             return before
         self.say(f"testing {name}")
-        asked = "" if "" in missing else " or ".join(dict.fromkeys([*missing, *before.unjudged]))
-        seconds, run = _run(folder, kernel, asked, self.options)
+        asked = [] if "" in missing else [f"({one})" for one in (*missing, *before.unjudged)]
+        seconds, run = _run(folder, kernel, " or ".join(asked), self.options)
         tests = {record.nodeid: Seen.of(record) for record in run.records}
         fresh = Outcome(key, seconds, run.info.properties, tuple(missing), tests)
         found = before.with_run(fresh)
@@ -116,10 +117,10 @@ def judge_all(bench: Bench, mutants: Sequence[Mutant]) -> dict[str, tuple[Judgem
                 # Without their patches all are one kernel, which is run once.
                 same = [other for other in mutants if other.fragments == one.fragments]
                 name = "+".join([UNPATCHED, *one.fragments])
-                selections = list(dict.fromkeys(bench.selection(other) for other in same))
+                selections = [words for other in same for words in bench.selections(other)]
                 kernel = bench.kernel(one, patched=False)
                 plain[one.fragments] = bench.observe(name, kernel, selections)
-            seen = bench.observe(one.name, bench.kernel(one, patched=True), [bench.selection(one)])
+            seen = bench.observe(one.name, bench.kernel(one, patched=True), bench.selections(one))
             judgement = mutant.judge(one, seen.tests, plain[one.fragments].tests)
         except UsageError:
             raise
