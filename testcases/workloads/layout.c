@@ -331,6 +331,25 @@ static void content_fact(const char *key, int fd, bool mapped, bool or_done)
 	nvh_fact_str(key, words);
 }
 
+/* When all of that was, in seconds since the start: the report draws it. */
+static void moments(double begun, const struct waiting *waiting)
+{
+	const struct pin *last = run.pin_count ? &run.pins[run.pin_count - 1] : NULL;
+	const struct fileop_report *report = run.child.report;
+
+	if (last)
+		nvh_fact_seconds("pinned_at", run.pins[0].started - begun);
+	nvh_fact_seconds("op_started_at", report->started_at - begun);
+	if (waiting_seen(waiting))
+		nvh_fact_seconds("waits_seen_at", waiting->since - begun);
+	if (last && last->ended > 0) /* as the test judges: when its end was asked for */
+		nvh_fact_seconds("released_at", (last->releasing > 0 ? last->releasing : last->ended) - begun);
+	if (atomic_load(&report->done))
+		nvh_fact_seconds("ended_at", report->ended_at - begun);
+	else
+		nvh_fact_seconds("given_up_at", nvh_now() - begun);
+}
+
 static void content_facts(void)
 {
 	bool ended_by_us = !atomic_load(&run.child.report->done) && run.signal < 0;
@@ -418,6 +437,7 @@ static void parse(int argc, char **argv)
 int main(int argc, char **argv)
 {
 	struct waiting waiting = {0};
+	double begun = nvh_now();
 	bool still_pinned;
 
 	parse(argc, argv);
@@ -458,6 +478,7 @@ int main(int argc, char **argv)
 	if (run.pin_count)
 		nvh_fact_bool("returned_while_pinned", returned_before_release());
 	wait_for_end();
+	moments(begun, &waiting);
 	if (run.refill_path)
 		ballast_check(run.refill_path);
 	content_facts();

@@ -30,7 +30,8 @@ void waiting_watch(struct waiting *waiting, struct fileop_child *child, const st
 			waiting->states[known] = waiting->last.state;
 		function = watch_layout_break(&waiting->last);
 		if (function && (waiting->last.state == 'S' || waiting->last.state == 'D')) {
-			waiting->in_break++;
+			if (!waiting->in_break++)
+				waiting->since = nvh_now();
 			snprintf(waiting->waits_in, sizeof(waiting->waits_in), "%s", function);
 			if (!looks++)
 				since = nvh_now();

@@ -15,6 +15,7 @@ struct waiting {
 	int samples, in_break;
 	char waits_in[128];
 	char states[16]; /* each state seen, once */
+	double since;    /* nvh_now() of the first look that found it waiting; 0 where none did */
 	struct sight last;
 };
 
