@@ -146,6 +146,7 @@ def main() -> int:
     parser.add_argument("-n", default="2", help="tests at once (2)")
     parser.add_argument("--whole", action="store_true", help="run the whole catalogue on each")
     parser.add_argument("--again", action="store_true", help="repeat what is done")
+    parser.add_argument("--page", action="store_true", help="write the page of these only, too")
     parser.add_argument("--list", action="store_true", help="show the mutants and run nothing")
     args = parser.parse_args()
     try:
@@ -184,10 +185,11 @@ def _main(args: argparse.Namespace) -> int:
             say=shown.say,
         )
         found = judge_all(bench, picked)
-    if len(picked) == len(every):
+    if args.page or len(picked) == len(every):
         target = root / "docs" / "mutants.md"
-        rows = [(one, *found[one.name]) for one in every]
-        write_atomic(target, page(rows, base.name))
+        rows = [(one, *found[one.name]) for one in picked]
+        others = [one.name for one in every if one not in picked]
+        write_atomic(target, page(rows, base.name, others))
         print(f"written to {target}")
     verdicts = {judgement.verdict for judgement, _ in found.values()}
     if Verdict.UNTESTED in verdicts:

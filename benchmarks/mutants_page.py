@@ -29,8 +29,10 @@ takes a quarter of a minute.
 _UNDONE = "\n## Fixes of the reports that are undone\n\n"
 
 
-def page(rows: Sequence[tuple[Mutant, Judgement, Outcome]], source: str) -> str:
-    """Return the page."""
+def page(
+    rows: Sequence[tuple[Mutant, Judgement, Outcome]], source: str, others: Sequence[str] = ()
+) -> str:
+    """Return the page; ``others`` are mutants that were not run."""
     about: Mapping[str, str] = next((ran.about for _, _, ran in rows if ran.about), {})
     head = _HEAD.format(
         source=source,
@@ -48,7 +50,8 @@ def page(rows: Sequence[tuple[Mutant, Judgement, Outcome]], source: str) -> str:
         for problem in judgement.problems
     ]
     told = ["\n## What was not as said\n\n", *problems] if problems else []
-    return "".join([head, *lines, *([_UNDONE, *undone] if undone else []), *told])
+    left = [f"\nNot run: {', '.join(others)}.\n"] if others else []
+    return "".join([head, *lines, *left, *([_UNDONE, *undone] if undone else []), *told])
 
 
 def _line(one: Mutant, judgement: Judgement, ran: Outcome) -> str:

@@ -288,9 +288,12 @@ def test_the_page_has_a_line_for_each_and_tells_what_is_wrong() -> None:
 
 
 def test_a_page_of_found_mutants_has_no_complaints() -> None:
-    text = page([(made(), Judgement(Verdict.FOUND, (), ()), outcome({}))], "a source")
+    rows = [(made(), Judgement(Verdict.FOUND, (), ()), outcome({}))]
+    text = page(rows, "a source")
     assert "not as said" not in text
     assert "undone" not in text
+    assert "Not run" not in text
+    assert "\nNot run: other, third.\n" in page(rows, "a source", ["other", "third"])
 
 
 # Running
