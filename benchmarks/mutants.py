@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -149,6 +150,8 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="write the page of these only, too")
     parser.add_argument("--list", action="store_true", help="show the mutants and run nothing")
     args = parser.parse_args()
+    # As of nvh: what was started for a run, make or a guest, ends with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _main(args)
     except HarnessError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -465,6 +466,7 @@ def test_what_was_seen_is_read_again_and_a_damaged_file_is_not(tmp_path: Path) -
 def test_wrong_words_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["mutants", "-k", "nothing-like-it"])
     assert mutants.main() == 2
     assert capsys.readouterr().err == (
