@@ -1,6 +1,6 @@
 /*
  * Clones a DAX file, changes one of the two through mappings and write(), and reports whether both hold
- * what they must; then what deduplication says of equal and of different data.
+ * what they must.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -127,26 +127,6 @@ static void write_page(struct file *file, size_t page, uint64_t seed)
 	file->page[page] = seed;
 }
 
-static void dedupe(const char *what, size_t page)
-{
-	struct {
-		struct file_dedupe_range range;
-		struct file_dedupe_range_info info;
-	} ask = {
-		.range = {.src_offset = page * 4096, .src_length = 4096, .dest_count = 1},
-		.info = {.dest_fd = clone.fd, .dest_offset = page * 4096},
-	};
-
-	if (ioctl(original.fd, FIDEDUPERANGE, &ask))
-		nvh_fact_errno(what, errno);
-	else if (ask.info.status == FILE_DEDUPE_RANGE_SAME)
-		nvh_fact_str(what, ask.info.bytes_deduped == 4096 ? "same" : "same, and not all");
-	else if (ask.info.status == FILE_DEDUPE_RANGE_DIFFERS)
-		nvh_fact_str(what, "differs");
-	else
-		nvh_fact_errno(what, -ask.info.status);
-}
-
 int main(int argc, char **argv)
 {
 	const char *directory = NULL;
@@ -194,13 +174,6 @@ int main(int argc, char **argv)
 	report("written_to_clone", &clone);
 	write_page(&original, 701, SEED_THIRD);
 	report("written_to_original", &original);
-	if (fsync(clone.fd) || fsync(original.fd))
-		nvh_bail("fsync: %s", nvh_errname(errno));
-	nvh_fact_int("shared_pages_left", shared_pages(&clone));
-	dedupe("dedupe_different", 3);
-	write_page(&clone, 7, SEED_THIRD);
-	dedupe("dedupe_equal", 7);
-	report("deduplicated", &clone);
 	/* What one file gives up stays with the other. */
 	if (fallocate(original.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, SIZE))
 		nvh_bail("punch: %s", nvh_errname(errno));
