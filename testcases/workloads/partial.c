@@ -21,7 +21,7 @@
 #define HUGE_PAGE (2UL << 20)
 #define SIZE (2 * HUGE_PAGE)
 #define PAGES (SIZE / 4096)
-#define LISTED 64
+#define LISTED (2 * PAGES) /* a kernel may write back what was only read, page by page */
 #define CHANGED 7 /* the page that the operation is for */
 
 /* Whose data a page holds: 0 is none, for a hole. */
@@ -98,7 +98,8 @@ static void store(const size_t *pages, size_t count, uint64_t seed)
 /* A fact of those pages that no line of the trace says to have been written back. */
 static void report_unsynced(const char *key, const size_t *pages, size_t count)
 {
-	long long written[LISTED], unsynced[LISTED];
+	static long long written[LISTED];
+	long long unsynced[8];
 	size_t numbers = trace_written_back(written, LISTED), left = 0;
 
 	for (size_t i = 0; i < count; i++) {
@@ -107,7 +108,7 @@ static void report_unsynced(const char *key, const size_t *pages, size_t count)
 
 		for (size_t j = 0; j + 1 < numbers; j += 2)
 			found = found || (page >= written[j] && page < written[j] + written[j + 1]);
-		if (!found)
+		if (!found && left < sizeof(unsynced) / sizeof(*unsynced))
 			unsynced[left++] = page;
 	}
 	nvh_fact_ints(key, unsynced, left);
