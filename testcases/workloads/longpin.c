@@ -188,8 +188,11 @@ static void try_to_pin(const struct pinner *pinner, bool write, bool touched)
 	if (!err && !pinner->passing) {
 		nvh_fact_int("pinned_kib", memory_status("VmPin"));
 		probe_fact(&probe, "refs_pinned");
-		if (pinner->copy)
+		if (pinner->copy) {
 			check_copy(pinner);
+			if (!touched) /* the comparison maps the pages as well */
+				forget_mapping();
+		}
 		if (view.addr)
 			nvh_fact_bool("data_kept", memory_check(view.addr, view.size, SEED_FILE) == view.size);
 		err = pinner->unpin();
