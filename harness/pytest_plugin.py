@@ -49,7 +49,7 @@ from harness.run_state import (
 )
 from harness.steps import Steps
 from harness.verdict.expectation import Case, Mismatch, NotProven
-from harness.verdict.judge import SPLAT, ComparedNothing, Splat, judge
+from harness.verdict.judge import SPLAT, ComparedNothing, Splat, judge, yields_to_splat
 from harness.verdict.status import Status
 
 pytest_plugins = ["harness.fixtures"]
@@ -240,9 +240,14 @@ def check_machine(lab: Lab, name: str) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Run the test, then read the kernel's log: a splat fails the test whatever it returned."""
+    ended: BaseException | None = None
     try:
         with _limited(item):
             outcome = yield
+    except (Exception, pytest.skip.Exception) as error:
+        ended = error
+        if not yields_to_splat(error):
+            raise
     finally:
         observer = item.stash.get(_OBSERVER, None)
         case = item.stash.get(_CASE, None)
@@ -250,7 +255,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
             observer.end(case.allowed if case else ())
     if observer is not None and observer.unexpected:
         titles = "; ".join(finding.title for finding in observer.unexpected)
-        raise Splat(f"{SPLAT}: {titles}")
+        raise Splat(f"{SPLAT}: {titles}", hint=f"it ended with: {ended}" if ended else "")
+    if ended is not None:
+        raise ended
     if observer is not None:
         observer.check_logs()
     if case is not None and not case.expectations:

@@ -155,6 +155,15 @@ def test_v1_other_allowed(guest, case):
 def test_v1_splat_and_wrong(guest, case):
     guest.log = BUG
     case.expect("map", "EFAULT")
+def test_v1_splat_kills_a_program(guest, case):
+    guest.log = BUG
+    raise WorkloadError("'umount /mnt' ended with status 139: Segmentation fault")
+def test_v1_splat_before_a_skip(guest, case):
+    guest.log = BUG
+    case.skip("no such thing", enable="buy one")
+def test_v1_splat_of_a_lost_guest(guest, case):
+    guest.log = BUG
+    raise GuestLost("gone")
 """
     )
     statuses = {name: entry["status"] for name, entry in found.tests.items()}
@@ -165,8 +174,13 @@ def test_v1_splat_and_wrong(guest, case):
         "faked": "PASS",
         "other_allowed": "FAIL",
         "splat_and_wrong": "FAIL",
+        "splat_kills_a_program": "FAIL",
+        "splat_before_a_skip": "FAIL",
+        "splat_of_a_lost_guest": "MISS",
     }
     assert "dax_layout_busy_page" in found.tests["splat"]["message"]
+    assert "dax_layout_busy_page" in found.tests["splat_kills_a_program"]["message"]
+    assert "umount" in found.tests["splat_kills_a_program"]["hint"]
 
 
 def test_a_dead_worker_is_a_miss_and_not_green(runs: Runs) -> None:

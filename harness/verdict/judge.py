@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import GuestLockup, GuestOutOfMemory, GuestPanic, GuestReset, HarnessError
+from harness.errors import (
+    GuestLockup,
+    GuestLost,
+    GuestOutOfMemory,
+    GuestPanic,
+    GuestReset,
+    HarnessError,
+    HostError,
+)
 from harness.guest import CommandTimeout
 from harness.verdict.expectation import Mismatch, NotProven
 from harness.verdict.status import Status
@@ -17,6 +25,10 @@ _KERNELS_FAULT = GuestPanic | GuestReset | GuestLockup | GuestOutOfMemory | Comm
 
 class Splat(AssertionError):
     """The kernel's log shows a fault that the test did not declare."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class ComparedNothing(Exception):
@@ -44,3 +56,14 @@ def judge(when: str, error: BaseException) -> tuple[Status, str, str]:
         return Status.MISS, first, hint
     named = "" if isinstance(error, ComparedNothing) else f"{type(error).__name__}: "
     return Status.ERROR, f"{named}{first}", hint
+
+
+def yields_to_splat(error: BaseException) -> bool:
+    """Return whether a splat says more of a test than the exception that ended it.
+
+    An oops kills the umount or the workload that hit it, and that alone would be a MISS.  Where the
+    guest was lost or the host failed, the splat may come of that.
+    """
+    if isinstance(error, GuestLost | HostError):
+        return False
+    return judge("call", error)[0] is not Status.FAIL
