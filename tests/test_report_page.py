@@ -138,6 +138,12 @@ def test_every_verdict_has_its_place() -> None:
             "yet, L1 first. 1 test fails for 1 reason already known.",
         ),
         ("PASS MISS", 0, "No fault was found, but 1 test of 2 could not be judged."),
+        (
+            "PASS MISS",
+            1,
+            "No new fault was found, but 1 test of 3 could not be judged. 1 test fails for 1 "
+            "reason already known.",
+        ),
         ("MISS ERROR", 0, "Nothing is known of this kernel: no test came to a verdict."),
         ("SKIP", 0, "Nothing is known of this kernel: no test came to a verdict. "),
         ("", 0, "Nothing is known of this kernel: no test ran."),
@@ -271,6 +277,12 @@ def kinds_of(facts: dict[str, object], status: Status) -> list[str]:
     return [bar.kind for bar in chart.bars]
 
 
+def test_the_end_of_an_operation_is_no_call_after_it() -> None:
+    one = record("x", facts={}, steps=())
+    unpinned = {"op_seconds": 0.5, "op": "OK", "end_seconds": 0.5}
+    assert not timeline.charts(one, [WorkloadRun("layout", unpinned)])
+
+
 MOMENTS = {
     **WAIT,
     "pinned_at": 0.1,
@@ -307,6 +319,8 @@ def test_a_time_line_has_each_moment_that_a_workload_tells() -> None:
     assert bars(hung)[-2:] == [("wait", "operation", 0.7), ("bad", "operation", 0.75)]
     early = {**MOMENTS, "released_at": 0.75, "ended_at": 0.4, "waits_seen_at": None}
     assert bars(early) == [("pin", "pin", 0.75), ("bad", "operation", 0.4)]
+    signalled = {**early, "waits_seen_at": 0.2}
+    assert bars(signalled)[1:] == [("run", "operation", 0.2), ("wait", "operation", 0.4)]
     quick = {**MOMENTS, "released_at": 0.75, "ended_at": 0.7, "returned_while_pinned": False}
     assert kinds_of(quick, Status.FAIL) == ["pin", "run", "wait", "run"]
     unpinned = {**MOMENTS, "pinned_at": None, "released_at": None, "waits_seen_at": None}

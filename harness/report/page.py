@@ -301,7 +301,8 @@ class RunView:
         elif judged == untold:
             said = "Nothing is known of this kernel: no test came to a verdict."
         elif untold:
-            said = f"No fault was found, but {counted(untold)} of {judged} could not be judged."
+            said = f"No{' new' * bool(known)} fault was found, "
+            said += f"but {counted(untold)} of {judged} could not be judged."
         elif known:
             said = (
                 f"Nothing new: {count.get('PASS', 0) + count.get('DONE', 0)} of {counted(judged)} "
@@ -310,7 +311,7 @@ class RunView:
             )
         else:
             said = f"This kernel does what is right in {'all ' * (judged > 1)}{counted(judged)}."
-        if known and fails:
+        if known and (fails or 0 < untold < judged):
             said += (
                 f" {counted(known)} fail{'s' if known == 1 else ''} for {reasons} already known."
             )

@@ -191,7 +191,11 @@ def _moments(facts: Mapping[str, Any]) -> tuple[list[Span], list[tuple[float, st
         )
     free = last if released is None else released
     if ended is not None and released is not None and pinned is not None and ended < released:
-        spans.append(Span("operation", started, ended, f"{name} is done under the pin", "bad"))
+        if seen is not None and _ordered(seen, ended):  # a signal ends a wait
+            spans.append(Span("operation", started, seen, f"{name} runs", "run"))
+            spans.append(Span("operation", seen, ended, _waits(name, facts), "wait"))
+        else:
+            spans.append(Span("operation", started, ended, f"{name} is done under the pin", "bad"))
         return spans, [(ended, "it returns"), (released, "release")]
     until = last if ended is None else ended
     if seen is not None:
@@ -251,6 +255,8 @@ def _calls(facts: Mapping[str, Any]) -> list[Span]:
         name = str(key).removesuffix("_seconds")
         if name == key or not name or took is None or took < 0:
             continue
+        if name == "end" and "op_seconds" in facts:
+            continue  # of layout: the last part of its operation, not a call after it
         result = facts.get(name)
         told = f"{name}: {result}" if isinstance(result, str) else name
         spans.append(Span("calls", at, at + took, f"{told}, {seconds(took)}", "call"))
