@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pexpect
 import pyte
 
-#: A run that does not end is a failure of its test.
-_PATIENCE = 60.0
+#: A run that does not end is a failure of its test; a loaded machine takes a minute to begin.
+_PATIENCE = 240.0
 
 
 @dataclass

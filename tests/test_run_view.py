@@ -46,7 +46,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 def until(name):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300  # a loaded machine takes a minute to begin
     while not (ROOT / name).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
 """
@@ -85,7 +85,7 @@ def piped(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -108,8 +108,8 @@ def test_the_view_tells_what_runs_and_ends_in_a_table(
         shown.shows(r"^v1_slow +\d+ s$")
         shown.shows(r"━+─+ 3/4$")
         shown.shows(r"^\d+ s  1 PASS  1 FAIL  1 KNOWN")
-        assert any(re.match(r"FAIL  test_v1_bad 0 s: map: expected OK", one) for one in shown.lines)
-        assert any(one.startswith("KNOWN test_v1_known 0 s: made-up-iss") for one in shown.lines)
+        assert any(re.match(r"FAIL  test_v1_bad \d+ s: map: expected", one) for one in shown.lines)
+        assert any(re.match(r"KNOWN test_v1_known \d+ s: made-up-is", one) for one in shown.lines)
         assert not any("first" in one for one in shown.lines)
         (root / "go").touch()
         assert shown.end() == 1
@@ -146,7 +146,7 @@ def test_v1_other(case): case.expect("map", "OK")
     )
     with watched(root, workers=2, columns=140) as shown:
         shown.shows(
-            r"v1_builds .*fetching linux-image-6\.99 .*\d of 98\.0 MB, 1\.\d MB/s, \d.* left"
+            r"v1_builds .*fetching linux-image-6\.99 .*\d of 98\.0 MB, \d\.\d MB/s, \d.* left"
         )
         (root / "go").touch()
         shown.shows(r"v1_builds .*making a template$")
@@ -265,7 +265,7 @@ def test_a_pipe_gets_a_line_for_what_did_not_pass(tree: Callable[[str], Path]) -
     assert done.returncode == 1
     assert "\x1b" not in done.stdout
     assert re.search(
-        r"^\[ +\d+\.\d s\] FAIL  test_v1_bad 0 s: map: expected OK", done.stdout, re.MULTILINE
+        r"^\[ +\d+\.\d s\] FAIL  test_v1_bad \d+ s: map: expected OK", done.stdout, re.MULTILINE
     )
     assert "test_v1_n3 " not in done.stdout.partition("\n\n")[0]  # what passed is counted
     assert len(done.stdout.splitlines()) < 40
@@ -279,16 +279,30 @@ def test_a_pipe_hears_of_builds_and_now_and_then_how_far_it_is(
         """
 def test_v1_builds(guest, case, lab):
     lab.say("making a template")
-    time.sleep(3)
+    until("told")
     case.expect("map", "OK")
 """
     )
-    (root / "sitecustomize.py").write_text("import harness.run_view as v; v._SELDOM = 1.0\n")
+    (root / "sitecustomize.py").write_text(
+        """
+from pathlib import Path
+import harness.run_view as view
+view._SELDOM = 1.0
+say = view._Lines.say
+def said(self, line):
+    say(self, line)
+    if "making a template" in line:
+        Path("made").touch()
+    elif "1 running" in line and Path("made").exists():
+        Path("told").touch()
+view._Lines.say = said
+"""
+    )
     tree_path = f"{root}:{paths.source_tree()}"
     done = piped(root, PYTHONPATH=tree_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("main: making a template\n") == 1
-    assert re.search(r"\] 0 of 1 test in \d s; 1 running, v1_builds for \d s\n", done.stdout)
+    assert re.search(r"\] 0 of 1 test in \d+ s; 1 running, v1_builds for \d+ s\n", done.stdout)
 
 
 def test_github_gets_groups_and_annotations(tree: Callable[[str], Path]) -> None:
@@ -383,14 +397,14 @@ def test_what_is_prepared_shows_bytes_rate_and_time_left() -> None:
 
 
 def test_what_is_prepared_is_a_few_plain_lines_elsewhere() -> None:
-    argv = [sys.executable, "-c", PREPARES, "0.1"]
+    argv = [sys.executable, "-c", PREPARES, "0"]
     base = {key: value for key, value in os.environ.items() if key != "GITHUB_ACTIONS"}
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60, env=base)
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=600, env=base)
     lines = done.stderr.splitlines()
     assert len(lines) == 2
-    assert re.fullmatch(r"\[ +0\.\d s\] looking up \[bold\]x\[/bold\]", lines[0])
+    assert re.fullmatch(r"\[ +\d+\.\d s\] looking up \[bold\]x\[/bold\]", lines[0])
     assert lines[1].endswith("fetching linux-image: 0.0 of 100.0 MB")
     base["GITHUB_ACTIONS"] = "true"
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60, env=base)
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=600, env=base)
     lines = done.stderr.splitlines()
     assert (lines[0], lines[-1]) == ("::group::kernel, images, template", "::endgroup::")
