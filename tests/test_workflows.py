@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,21 @@ def commands(file: Path, job: str | None = None) -> Iterator[list[str]]:
                     del words[0]
                 if words:
                     yield words
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_workflow_is_what_its_service_reads(file: Path, tmp_path: Path) -> None:
+    schema = "vendor.github-workflows" if file.parent == GITHUB else "vendor.gitlab-ci"
+    broken = tmp_path / file.name
+    broken.write_text(file.read_text().replace("\n    runs-on:", "\n    run-on:"))
+    if file.parent != GITHUB:
+        broken.write_text(file.read_text().replace("when: always", "when: ever"))
+    for one, expected in ((file, 0), (broken, 1)):
+        words = ["-m", "check_jsonschema", "--builtin-schema", schema, str(one)]
+        done = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == expected, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
