@@ -347,3 +347,8 @@ def test_command_line_says_what_was_found(
     assert classify_files(["-"]) == 1
     with pytest.raises(UsageError, match="nothing: No such file"):
         classify_files([str(tmp_path / "nothing")])
+    with pytest.raises(UsageError, match="without a name"):
+        classify_files([""])
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input is closed"):
+        classify_files(["-"])

@@ -50,14 +50,19 @@ def classify_files(
 
 def _each(names: Sequence[str]) -> Iterator[tuple[str, list[Finding]]]:
     for name in names:
-        if name == "-":
-            yield name, findings_of(sys.stdin.buffer)
-            continue
+        if name == "-" and sys.stdin is None:  # Python's word for one that is closed
+            raise UsageError("-: standard input is closed", hint="give it a log, or name a FILE")
         try:
-            with Path(name).open("rb") as file:
-                yield name, findings_of(file)
+            if name == "-":
+                found = findings_of(sys.stdin.buffer)
+            elif name:
+                with Path(name).open("rb") as file:
+                    found = findings_of(file)
+            else:  # Path("") is here
+                raise UsageError("a FILE without a name", hint="- is standard input")
         except OSError as error:
             raise UsageError(f"{name}: {error.strerror}") from error
+        yield name, found
 
 
 def _ascii(text: str) -> str:
