@@ -324,7 +324,8 @@ def _kernel_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel",
         metavar="K",
-        help="a bzImage, a built kernel tree, or debian:6.1 (default: the distribution's 6.12)",
+        help="a bzImage, a built kernel tree, debian:6.1 or deb:FILE (default: the "
+        "distribution's 6.12)",
     )
 
 
@@ -376,12 +377,25 @@ def _image(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _kernel(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     kernel = _group(commands, "kernel", "show, fetch and build kernels")
     _command(kernel, "list", "list the packaged kernels in the store", inventory.kernel_list)
+    fetch = _command(kernel, "fetch", "fetch the newest packaged kernel", inventory.kernel_fetch)
+    fetch.add_argument(
+        "selectors",
+        metavar="KERNEL",
+        nargs="+",
+        help="debian:6.1, debian:sid, ubuntu:noble, default",
+    )
     show = _command(kernel, "show", "say what a kernel selector stands for", inventory.kernel_show)
     show.add_argument(
         "selector",
         metavar="KERNEL",
         nargs="?",
         help="as --kernel takes it (default: the distribution's 6.12)",
+    )
+    remove = _command(kernel, "rm", "remove a packaged kernel", inventory.kernel_rm)
+    remove.add_argument(
+        "what",
+        metavar="WHAT",
+        help="a selector, a release, or the start of a key in nvh kernel list",
     )
     build = _command(
         kernel, "build", "build a lean kernel; its path is the last line", kernels.build

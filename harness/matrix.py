@@ -23,6 +23,7 @@ from harness.errors import (
     UsageError,
 )
 from harness.images.kernel import BZIMAGE
+from harness.images.packaged import DEB
 from harness.report import junit
 from harness.report.matrix import Combination, Matrix, State, summary_of
 
@@ -47,6 +48,8 @@ def plan(kernels: Sequence[str], machines: Sequence[str]) -> tuple[Combination, 
 
 def _label(selector: str) -> str:
     """Return the short name of a kernel or a machine: of a path its last telling part."""
+    if selector.startswith(DEB):
+        selector = selector.removeprefix(DEB).partition(",")[0]
     path = Path(selector)
     if path.is_absolute():
         selector = path.parents[3].name if path.parts[-4:] == BZIMAGE.parts else path.name

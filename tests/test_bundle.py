@@ -240,7 +240,10 @@ def test_a_kernel_tree_in_a_bundle_is_never_built(tmp_path: Path) -> None:
     folder = bundle_of(tmp_path)
     tree = folder / "tree"
     tree.mkdir()
-    for selector in (str(tree), "tree", "../tree", "/nowhere/at/all"):
+    for selector in (
+        *(str(tree), "tree", "../tree", "/nowhere/at/all"),
+        *(f"deb:{tree}", "deb:tree", "deb:/nowhere/at/all"),
+    ):
         values = json.loads((folder / "bundle.json").read_text())
         values["kernel"]["selector"] = selector
         (folder / "bundle.json").write_text(json.dumps(values))

@@ -415,7 +415,8 @@ def test_an_empty_store(nvh: Nvh, tmp_path: Path) -> None:
     assert f"0 MiB in {tmp_path}/cache/store" in nvh("image", "list").out
     assert nvh("image", "verify").code == 0
     assert nvh("image", "gc").code == 0
-    assert "nvh kernel show" in nvh("kernel", "list").out
+    assert "nvh kernel fetch" in nvh("kernel", "list").out
+    assert "no image is named" in complaint(nvh("image", "rm", ""), 2)
     assert "nothing called 'root'" in complaint(nvh("image", "rm", "root"), 2)
 
 

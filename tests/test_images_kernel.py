@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import bz2
 import gzip
 import lzma
+import os
 import re
+import shutil
 import struct
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness.errors import ImageError, KernelError
+from harness.commands import inventory
+from harness.errors import ImageError, KernelError, UsageError
 from harness.images import kconfig, kernel, packaged
 from harness.images.apt import Package, last_error
 from harness.images.kernel import Kernel, resolve
-from harness.images.store import Store
+from harness.images.store import Store, in_use
 
 CONFIG = "CONFIG_MODULES=y\nCONFIG_FS_DAX=y\nCONFIG_XFS_FS=m\n# CONFIG_KVM is not set\n"
 RELEASE = "6.99.1-test"
@@ -244,6 +250,129 @@ def test_packages_of_a_split_kernel_come_along(store: Store, repository: FakeApt
         "linux-binary-7.2.13-amd64",
         "linux-modules-7.2.13-amd64",
     ]
+
+
+def deb(folder: Path, *, name: str, files: str, version: str = "6.99.1-1") -> Path:
+    """Make a package of those files of an installed kernel that a pattern names."""
+    tree, root = installed(folder / "installed"), folder / name
+    for path in tree.rglob("*"):
+        if path.is_file() and path.relative_to(tree).match(files):
+            target = root / path.relative_to(tree)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN/control").write_text(
+        f"Package: {name}\nVersion: {version}\nArchitecture: amd64\n"
+        "Maintainer: me <me@here>\nDescription: a kernel\n"
+    )
+    made = folder / f"{name}_{version}.deb"
+    subprocess.run(["dpkg-deb", "-b", str(root), str(made)], check=True, capture_output=True)
+    shutil.rmtree(root)
+    return made
+
+
+def test_a_kernel_in_a_package_file(tmp_path: Path, store: Store) -> None:
+    file = deb(tmp_path, name="linux-image-mine", files="*")
+    found = resolve(f"deb:{file}", store)
+    assert (found.release, found.origin) == (RELEASE, "linux-image-mine 6.99.1-1")
+    assert found.modules is not None
+    assert (found.modules / "kernel/a.ko").read_bytes() == b"A"
+    assert found.config is not None
+    assert found.config.read_text() == CONFIG
+    assert resolve(f"deb:{file}", store) == found
+    file.write_bytes(deb(tmp_path, name="linux-image-other", files="*").read_bytes())
+    assert resolve(f"deb:{file}", store).digest != found.digest
+
+
+def test_a_split_kernel_is_several_package_files(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = deb(tmp_path, name="linux-binary-mine", files="boot/*")
+    parts = deb(tmp_path, name="linux-modules-mine", files="*/modules.dep")
+    with pytest.raises(ImageError, match=r"no modules for 6\.99.*deb:IMAGE\.deb,MODULES\.deb"):
+        resolve(f"deb:{image}", store)
+    with pytest.raises(ImageError, match=r"no kernel image.*deb:IMAGE\.deb,MODULES\.deb"):
+        resolve(f"deb:{parts}", store)
+    monkeypatch.chdir(tmp_path)
+    words = kernel.absolute(f"deb:{image.name},{parts.name}")
+    assert words == f"deb:{image},{parts}"
+    assert resolve(words, store).modules is not None
+
+
+def test_what_is_no_package_file(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "file").write_text("no package")
+    with pytest.raises(KernelError, match=r"file is no package: .*deb:FILE takes"):
+        resolve(f"deb:{tmp_path}/file", store)
+    with pytest.raises(KernelError, match=r"no package at /none"):
+        resolve("deb:/none", store)
+
+
+@pytest.fixture
+def mirror(
+    tmp_path: Path, repository: FakeApt, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
+    """Return what lets the mirror offer one version of a kernel that can be fetched."""
+    monkeypatch.setenv("NVH_CACHE", str(tmp_path / "cache"))
+
+    def offer(version: str) -> None:
+        made = deb(tmp_path, name="linux-image-6.99.1-amd64", files="*", version=version)
+        repository.offered = (package("linux-image-6.99.1-amd64", version),)
+        monkeypatch.setattr(
+            repository,
+            "download",
+            lambda _, target, say: [Path(shutil.copy(made, target))],
+            raising=False,
+        )
+
+    return offer
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def test_fetching_asks_what_a_name_stands_for_now(
+    store: Store,
+    repository: FakeApt,
+    mirror: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fetch = argparse.Namespace(selectors=["debian:6.99"])
+    mirror("1")
+    assert inventory.kernel_fetch(fetch) == 0
+    first = packaged.entry("debian:6.99", store, progress=quiet)
+    mirror("2")
+    assert packaged.entry("debian:6.99", store, progress=quiet) == first
+    assert inventory.kernel_fetch(fetch) == 0
+    second = packaged.entry("debian:6.99", store, progress=quiet)
+    assert packaged.package_of(second) == "linux-image-6.99.1-amd64 2"
+    assert second.key != first.key
+    assert packaged.package_of(second) in capsys.readouterr().out
+    repository.offered, repository.complaint = (), "Could not resolve 'mirror.example'"
+    with pytest.raises(ImageError, match="Could not resolve"):
+        inventory.kernel_fetch(fetch)
+    assert packaged.entry("debian:6.99", store, progress=quiet) == second
+    with pytest.raises(UsageError, match=r"not what a mirror has.*debian:sid"):
+        inventory.kernel_fetch(argparse.Namespace(selectors=["/a/linux"]))
+
+
+@pytest.mark.parametrize("what", ["debian:6.99", RELEASE, "key"])
+def test_a_kernel_is_removed_by_each_of_its_names(
+    store: Store, mirror: Callable[[str], None], what: str
+) -> None:
+    mirror("1")
+    entry = packaged.entry("debian:6.99", store, progress=quiet)
+    args = argparse.Namespace(what=entry.key[:12] if what == "key" else what)
+    descriptor = in_use(entry.path)
+    assert inventory.kernel_rm(args) == 1
+    os.close(descriptor)
+    packaged.entry("debian:6.99", store, progress=quiet)
+    assert inventory.kernel_rm(args) == 0
+    assert [one for one in store.entries() if one.kind == "kernel"] == []
+    for gone in (args.what, ""):
+        with pytest.raises(UsageError, match="no kernel called"):
+            inventory.kernel_rm(argparse.Namespace(what=gone))
+    assert packaged.entry("debian:6.99", store, progress=quiet).key == entry.key
 
 
 def test_the_telling_line_of_apt() -> None:

@@ -114,10 +114,12 @@ def test_a_plan_is_every_kernel_on_every_machine_once() -> None:
 
 def test_kernels_of_one_name_share_no_folder() -> None:
     trees = ["/a/linux", "/b/linux", "/c/linux/arch/x86/boot/bzImage", "/d/..", "/d/?"]
+    trees += ["deb:/a/linux.deb,/a/modules.deb"]
     folders = [one.folder for one in matrix.plan(trees, ["default"])]
     assert len(set(folders)) == len(trees)
     assert folders[0] == "linux,default"
     assert folders[2].startswith("linux,default-")
+    assert folders[5] == "linux.deb,default"
     assert not any("/" in name or name.startswith(".") for name in folders)
 
 

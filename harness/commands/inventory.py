@@ -12,7 +12,8 @@ from rich.table import Table
 
 from harness import paths, ui
 from harness.errors import EXIT_FAILED, EXIT_OK, UsageError
-from harness.images.store import Entry
+from harness.images import packaged
+from harness.images.store import Entry, Store
 from harness.lab import Lab, Options
 from harness.process import shell_line
 from harness.qemu import argv
@@ -69,6 +70,8 @@ def _megabytes(size: int) -> str:
 
 
 def _matching(args: argparse.Namespace) -> list[Entry]:
+    if not args.what:  # what every key starts with
+        raise UsageError("no image is named", hint="nvh image list")
     entries = Lab(Options()).store.entries()
     found = [e for e in entries if e.key.startswith(args.what) or e.kind == args.what]
     if not found:
@@ -130,12 +133,64 @@ def kernel_show(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def kernel_fetch(args: argparse.Namespace) -> int:
+    """Ask the mirror what selectors stand for now, and fetch it."""
+    store = Lab(Options()).store
+    for selector in args.selectors:
+        if not packaged.SELECTOR.match(selector):
+            raise UsageError(
+                f"{selector!r} is not what a mirror has",
+                hint="debian:6.12, debian:sid, ubuntu:noble",
+            )
+    with ui.progress() as shown:
+        found = [
+            packaged.entry(selector, store, progress=shown.say, anew=True)
+            for selector in args.selectors
+        ]
+    for selector, entry in zip(args.selectors, found, strict=True):
+        print(f"{selector:20} {packaged.package_of(entry)} {entry.key[:12]}")
+    return EXIT_OK
+
+
 def kernel_list(_: argparse.Namespace) -> int:
     """List the packaged kernels in the store."""
-    entries = [entry for entry in Lab(Options()).store.entries() if entry.kind == "kernel"]
+    entries = _kernels(Lab(Options()).store)
     for entry in entries:
-        releases = sorted({path.parent.name for path in entry.path.rglob("modules.dep")})
-        print(f"{', '.join(releases) or '?':32} {entry.key[:12]} {_megabytes(entry.size)}")
+        releases = ", ".join(_releases(entry)) or "?"
+        print(f"{releases:32} {entry.key[:12]} {_megabytes(entry.size)}")
     if not entries:
-        print("none yet: nvh kernel show debian:6.12 fetches one")
+        print("none yet: nvh kernel fetch debian:6.12 fetches one")
     return EXIT_OK
+
+
+def kernel_rm(args: argparse.Namespace) -> int:
+    """Remove a packaged kernel: by selector, release or the start of its key."""
+    store, what = Lab(Options()).store, args.what
+    if packaged.SELECTOR.match(what):
+        entry = packaged.stands_for(what, store)
+        found = [entry] if entry else []
+        packaged.forget(what, store)
+    else:
+        found = [
+            entry
+            for entry in _kernels(store)
+            if what and (what in _releases(entry) or entry.key.startswith(what))
+        ]
+    if not found:
+        raise UsageError(f"the store holds no kernel called {what!r}", hint="nvh kernel list")
+    kept = 0
+    for entry in found:
+        name = ", ".join(_releases(entry))
+        removed = store.remove(entry)
+        kept += not removed
+        done = "removed" if removed else "in use, kept:"
+        print(f"{done} {name} {entry.key[:12]} ({_megabytes(entry.size)})")
+    return EXIT_FAILED if kept else EXIT_OK
+
+
+def _kernels(store: Store) -> list[Entry]:
+    return [entry for entry in store.entries() if entry.kind == "kernel"]
+
+
+def _releases(entry: Entry) -> list[str]:
+    return sorted({path.parent.name for path in entry.path.rglob("modules.dep")})

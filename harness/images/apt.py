@@ -14,7 +14,7 @@ from pathlib import Path
 import filelock
 
 from harness import process
-from harness.errors import HarnessError, ImageError
+from harness.errors import HarnessError, ImageError, KernelError
 from harness.images.advance import Advance, bytes_in, watched
 from harness.images.store import Progress, hash_of, to_log
 
@@ -159,6 +159,20 @@ class PrivateApt:
         if check and done.status != 0:
             raise ImageError(f"{program} failed: {last_error(done.stderr)}")
         return done
+
+
+def identity(package: Path) -> tuple[str, str]:
+    """Return name and version of a .deb; KernelError when the file is none."""
+    if not package.is_file():
+        raise KernelError(f"no package at {package}", hint="deb:FILE takes a linux-image .deb")
+    program = process.find("dpkg-deb", package="dpkg")
+    asked = [program, "--show", "--showformat=${Package} ${Version}", str(package)]
+    done = process.run(asked, timeout=_DEADLINE, check=False)
+    name, _, version = done.stdout.strip().partition(" ")
+    if done.status or not version:
+        said = last_error(done.stderr) or "it has no name and version"
+        raise KernelError(f"{package} is no package: {said}", hint="deb:FILE takes a .deb")
+    return name, version
 
 
 def unpack(package: Path, into: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import process
 from harness.errors import HarnessError, ImageError, KernelError
 from harness.images import modules, packaged
-from harness.images.store import Progress, Store, file_hash, hash_of, to_log
+from harness.images.store import Entry, Progress, Store, file_hash, hash_of, to_log
 
 _INSTALLED = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz", "vmlinuz")
 BZIMAGE = Path("arch/x86/boot/bzImage")
@@ -67,14 +67,17 @@ def resolve(selector: str | None, store: Store, *, progress: Progress = to_log) 
     """Return the kernel that a user means.
 
     None is the default; ``debian:6.1`` (a series), ``debian:trixie`` (a suite's own) and
-    ``ubuntu:noble`` are fetched; anything else is the path of a bzImage, of a built kernel tree or
-    of an installed one (boot/vmlinuz-*, lib/modules/*).  Raises KernelError when there is no such
-    kernel and ImageError when it cannot be fetched.
+    ``ubuntu:noble`` are fetched; ``deb:FILE`` is unpacked; anything else is the path of a bzImage,
+    of a built kernel tree or of an installed one (boot/vmlinuz-*, lib/modules/*).  Raises
+    KernelError when there is no such kernel and ImageError when it cannot be fetched.
     """
     if selector is None:
         return default_kernel(store, progress=progress)
     if packaged.SELECTOR.match(selector):
         return _from_distribution(selector, store, progress)
+    if selector.startswith(packaged.DEB):
+        debs = [Path(name).expanduser().absolute() for name in _debs(selector)]
+        return _from_package(packaged.entry_of_files(debs, store, progress=progress))
     path = Path(selector).expanduser().absolute()
     if path.is_dir():
         return _from_directory(path, store, progress)
@@ -82,15 +85,24 @@ def resolve(selector: str | None, store: Store, *, progress: Progress = to_log) 
         return _from_tree(path.parents[3], store, progress)
     if re.match(r"[a-z]+:", selector) and not path.exists():
         raise KernelError(
-            f"no kernel is called {selector}", hint="debian:6.12, debian:trixie, ubuntu:noble"
+            f"no kernel is called {selector}",
+            hint="debian:6.12, debian:trixie, ubuntu:noble, deb:FILE",
         )
     return _from_image(path, origin=str(path))
 
 
 def absolute(selector: str) -> str:
     """Make a path that is relative to here good everywhere; other selectors stay as they are."""
+    if selector.startswith(packaged.DEB):
+        files = (str(Path(name).expanduser().absolute()) for name in _debs(selector))
+        return packaged.DEB + ",".join(files)
     path = selector.startswith(("/", ".", "~")) or Path(selector).exists()
     return str(Path(selector).expanduser().absolute()) if path else selector
+
+
+def _debs(selector: str) -> list[str]:
+    """Return the names of a deb: selector's files."""
+    return selector.removeprefix(packaged.DEB).split(",")
 
 
 def _from_directory(path: Path, store: Store, progress: Progress) -> Kernel:
@@ -207,18 +219,25 @@ def _fingerprint(installed: Path | None) -> str:
 
 
 def _from_distribution(selector: str, store: Store, progress: Progress) -> Kernel:
-    entry = packaged.entry(selector, store, progress=progress)
+    return _from_package(packaged.entry(selector, store, progress=progress))
+
+
+def _from_package(entry: Entry) -> Kernel:
     image = entry.path / packaged.IMAGE
     release = bzimage_release(image)
     package = packaged.package_of(entry)
     tree = entry.path / "lib/modules" / release
-    if not (tree / "modules.dep").is_file():
-        raise ImageError(f"{package} holds no modules for {release}", hint="name another kernel")
     config = entry.path / packaged.CONFIG
+    whole = (tree / "modules.dep").is_file()
+    if not whole and not (config.is_file() and "CONFIG_MODULES=y" not in config.read_text()):
+        raise ImageError(
+            f"{package} holds no modules for {release}",
+            hint="name another kernel, or deb:IMAGE.deb,MODULES.deb",
+        )
     return Kernel(
         release=release,
         image=image,
-        modules=tree,
+        modules=tree if whole else None,
         config=config if config.is_file() else None,
         origin=package,
         digest=entry.digest,

@@ -3,6 +3,7 @@
 A selector is ``default``, ``debian:6.1`` (the newest of a series), ``debian:trixie`` or
 ``ubuntu:noble`` (a suite's own kernel).  What it stood for when it was first asked for stays so
 until the store forgets it: a run must not change because a mirror moved on, and needs no network.
+``deb:FILE`` is a package that somebody has; ``deb:IMAGE,MODULES`` are those of a split kernel.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.errors import ImageError, KernelError
 from harness.images import apt, distribution, modules
 from harness.images.distribution import Release
-from harness.images.store import Entry, Progress, Store, hash_of
+from harness.images.store import Entry, Progress, Store, file_hash, hash_of
 
 #: The series of who names no kernel: a long-term one that most releases offer.
 DEFAULT_SERIES = "6.12"
 SELECTOR = re.compile(r"(debian|ubuntu):([a-z0-9][a-z0-9.\-]*)\Z|default\Z")
+#: What stands before the names of package files, which commas part.
+DEB = "deb:"
 
 #: What an entry holds, beside lib/modules/RELEASE and, mostly, a config.
 IMAGE, CONFIG, SYSTEM_MAP, ABOUT = "vmlinuz", "config", "System.map", "package.json"
@@ -30,36 +34,88 @@ _OTHER_FLAVOUR = re.compile(r"-(cloud|rt|dbg|unsigned|lowlatency|azure|aws|gcp|o
 #: Debian moved image and modules into packages of their own with 7.2, Ubuntu long before.
 _PART = re.compile(r"linux-(image|binary|base|modules)(-extra)?-\d")
 _RECIPE = "3"
+_SPLIT = "of a split kernel name all packages: deb:IMAGE.deb,MODULES.deb"
 
 
 class _GoneError(ImageError):
     """A version is no longer on the mirror."""
 
 
-def entry(selector: str, store: Store, *, progress: Progress) -> Entry:
+def entry(selector: str, store: Store, *, progress: Progress, anew: bool = False) -> Entry:
     """Return the store's entry of a packaged kernel, fetched if need be.
 
+    ``anew`` asks the mirror what the selector stands for now; without an answer that is unchanged.
     Raises KernelError when nothing matches the selector and ImageError when no mirror answers.
     """
     sources = sources_of(selector)
-    key = hash_of("choice", _RECIPE, selector, *(line for group in sources for line in group))
+    key = _choice_key(selector, sources)
+    asked: dict[str, object] = {}
 
     def choose(target: Path) -> None:
-        progress(f"looking up {_spoken(selector)}")
-        (target / ABOUT).write_text(json.dumps(_choose(selector, sources, store), indent=1))
+        if not asked:
+            progress(f"looking up {_spoken(selector)}")
+        (target / ABOUT).write_text(
+            json.dumps(asked or _choose(selector, sources, store), indent=1)
+        )
 
+    if anew:
+        progress(f"looking up {_spoken(selector)}")
+        asked.update(_choose(selector, sources, store))
+        forget(selector, store)
     choice = store.get("kernel-choice", key, choose)
     try:
         return _fetched(choice, store, progress)
     except _GoneError:
+        asked.clear()
         # The store had dropped the kernel, and the mirror has only a newer one.
         store.remove(choice)
         return _fetched(store.get("kernel-choice", key, choose), store, progress)
 
 
+def forget(selector: str, store: Store) -> None:
+    """Let a selector stand for what the mirror says when it is next asked for."""
+    if choice := store.find("kernel-choice", _choice_key(selector, sources_of(selector))):
+        store.remove(choice)
+
+
+def stands_for(selector: str, store: Store) -> Entry | None:
+    """Return the entry that a selector stands for, if both are in the store."""
+    choice = store.find("kernel-choice", _choice_key(selector, sources_of(selector)))
+    return store.find("kernel", _key(_about(choice)["packages"])) if choice else None
+
+
+def _choice_key(selector: str, sources: Sequence[Sequence[str]]) -> str:
+    return hash_of("choice", _RECIPE, selector, *(line for group in sources for line in group))
+
+
+def _key(rows: Sequence[Sequence[str]]) -> str:
+    return hash_of("kernel", _RECIPE, json.dumps(rows))
+
+
+def _about(entry: Entry) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((entry.path / ABOUT).read_text())
+    return about
+
+
+def entry_of_files(debs: Sequence[Path], store: Store, *, progress: Progress) -> Entry:
+    """Return the store's entry of the kernel in package files, unpacked if need be.
+
+    Raises KernelError when one of them is no package, and ImageError when there is no kernel.
+    """
+    rows = [[*apt.identity(deb), file_hash(deb)] for deb in debs]
+
+    def build(target: Path) -> None:
+        progress(f"unpacking {', '.join(deb.name for deb in debs)}")
+        _unpack(target, debs, rows[0][0])
+        (target / ABOUT).write_text(json.dumps({"packages": rows}, indent=1))
+
+    key = hash_of("kernel-files", _RECIPE, json.dumps(rows))
+    return store.get("kernel", key, build, verify=(IMAGE, CONFIG, ABOUT))
+
+
 def package_of(entry: Entry) -> str:
     """Return name and version of the package that an entry holds."""
-    name, version, _ = json.loads((entry.path / ABOUT).read_text())["packages"][0]
+    name, version, _ = _about(entry)["packages"][0]
     return f"{name} {version}"
 
 
@@ -150,7 +206,7 @@ def _newest_of_meta(repository: apt.PrivateApt) -> apt.Package | None:
 
 
 def _fetched(choice: Entry, store: Store, progress: Progress) -> Entry:
-    about = json.loads((choice.path / ABOUT).read_text())
+    about = _about(choice)
     rows = about["packages"]
 
     def build(target: Path) -> None:
@@ -168,8 +224,7 @@ def _fetched(choice: Entry, store: Store, progress: Progress) -> Entry:
         (target / ABOUT).write_text(json.dumps(about, indent=1))
 
     # The modules are read once, into an image with a hash of its own: Store.check does it then.
-    key = hash_of("kernel", _RECIPE, json.dumps(rows))
-    return store.get("kernel", key, build, verify=(IMAGE, CONFIG, ABOUT))
+    return store.get("kernel", _key(rows), build, verify=(IMAGE, CONFIG, ABOUT))
 
 
 def known(repository: apt.PrivateApt, rows: Sequence[Sequence[str]]) -> list[apt.Package] | None:
@@ -188,23 +243,29 @@ def _fill(
     target: Path, repository: apt.PrivateApt, packages: Sequence[apt.Package], say: Progress
 ) -> None:
     """Fetch and unpack; keep what a boot needs, in one layout for all distributions."""
-    work = target / "unpacked"
-    work.mkdir()
     debs = repository.download(packages, target, say=say)
     say(f"unpacking {packages[0].name}")
+    _unpack(target, debs, str(packages[0]))
+    for deb in debs:
+        deb.unlink()
+
+
+def _unpack(target: Path, debs: Sequence[Path], name: str) -> None:
+    """Unpack packages into what an entry holds."""
+    work = target / "unpacked"
+    work.mkdir()
     for deb in debs:
         apt.unpack(deb, work)
-        deb.unlink()
-    for name, patterns in {
+    for kept, patterns in {
         IMAGE: ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz"),
         CONFIG: ("boot/config-*", "usr/lib/modules/*/config"),
         SYSTEM_MAP: ("boot/System.map-*", "usr/lib/modules/*/System.map"),
     }.items():
         found = [path for pattern in patterns for path in sorted(work.glob(pattern))]
         if found:
-            found[0].rename(target / name)
-        elif name == IMAGE:
-            raise ImageError(f"{packages[0]} holds no kernel image", hint="name another kernel")
+            found[0].rename(target / kept)
+        elif kept == IMAGE:
+            raise ImageError(f"{name} holds no kernel image", hint=_SPLIT)
     for prefix in ("lib", "usr/lib"):
         for tree in sorted(work.glob(f"{prefix}/modules/*")):
             _keep_modules(tree, target / "lib/modules" / tree.name)

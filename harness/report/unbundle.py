@@ -107,14 +107,19 @@ class Bundle:
         word = str(selector)
         if packaged.SELECTOR.match(word):
             return word, word
-        path = Path(word)
-        inside = path.is_absolute() and path.resolve().is_relative_to(self.folder.resolve())
-        if not path.is_absolute() or inside or not path.exists():
+        package = word.startswith(packaged.DEB)
+        files = word.removeprefix(packaged.DEB).split(",") if package else [word]
+        if not all(self._elsewhere(Path(file)) for file in files):
             raise HarnessError(
                 f"the bundle's kernel {told.get('release')} was {word}, which is not here",
                 hint="name one with --kernel, or make the bundle with nvh test --with-kernel",
             )
         return word, word
+
+    def _elsewhere(self, path: Path) -> bool:
+        """Tell whether a path is there, and none that the bundle brought."""
+        inside = path.is_absolute() and path.resolve().is_relative_to(self.folder.resolve())
+        return path.is_absolute() and not inside and path.exists()
 
 
 def unpack(archive: Path, target: Path) -> Path:
