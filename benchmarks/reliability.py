@@ -35,7 +35,8 @@ _HEAD = """\
 # Reliability
 
 What the harness says when a guest or the host fails, and how soon. `make reliability` plays each
-fault once, for real, and writes this page; the tests that it runs fail when a verdict is another:
+fault once, for real, and writes this page; the tests that it runs fail when a verdict is another,
+or late on a host without other load:
 {tests}. Seconds are from the fault to the record on disk;
 limits are for KVM, three times that without it. FAIL is the kernel's fault, MISS the harness's or
 the host's, and MISS is never green.
@@ -111,7 +112,7 @@ def _played(tests: Sequence[str], kernel: str | None) -> tuple[int, list[list[An
 
 
 def main() -> int:
-    """Play the faults; the exit code is that of the tests, which do not judge the seconds."""
+    """Play the faults; the exit code is that of the tests."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=__doc__)
     parser.add_argument(
         "--also", metavar="K", action="append", default=[], help="a further kernel, guests' faults"

@@ -14,6 +14,7 @@ import pytest
 
 from harness.guest import Guest
 from harness.guest.boot import Recipe, booted
+from harness.guest.guest import deadline_scale
 from harness.lab import Lab, Options
 from harness.qemu.console import Console
 from harness.spec import Machine, load_machine
@@ -92,11 +93,18 @@ def shared(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def reliability() -> Callable[[str, str, float, int | None], None]:
-    """Take a fault, the verdict, the seconds in between and the limit, for docs/reliability.md."""
+    """Take a fault, the verdict, the seconds in between and the limit, for docs/reliability.md.
+
+    On a host with nothing else to do, a verdict that comes after its limit fails the test.
+    """
 
     def note(fault: str, verdict: str, seconds: float, limit: int | None) -> None:
         if file := os.environ.get("NVH_RELIABILITY"):
             with Path(file).open("a") as out:
                 out.write(json.dumps([fault, verdict, seconds, limit]) + "\n")
+        idle = os.getloadavg()[0] <= 2 * len(os.sched_getaffinity(0))
+        if idle and limit is not None:
+            allowed = limit * deadline_scale("tcg")  # the tests that note have no other guests
+            assert seconds <= allowed, f"{fault}: {seconds:.1f} s, {allowed:g} are allowed"
 
     return note

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,16 @@ def test_other_kernels_stand_beside_each_other() -> None:
         "| a panic | FAIL 1.2 | another verdict |",
         "| a hang | another verdict | MISS 3.0 |",
     ]
+
+
+@pytest.mark.parametrize("load", [0.0, 1000.0])
+def test_a_late_verdict_fails_its_test_on_an_idle_host(
+    reliability: Callable[..., None], monkeypatch: pytest.MonkeyPatch, load: float
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.delenv("NVH_RELIABILITY", raising=False)
+    reliability("a fault", "FAIL", 14.9, 5)
+    reliability("a fault without a limit", "PASS", 1e6, None)
+    late = pytest.raises(AssertionError, match=r"a fault: 15\.1 s, 15 are allowed")
+    with contextlib.nullcontext() if load else late:
+        reliability("a fault", "FAIL", 15.1, 5)
