@@ -426,7 +426,7 @@ def test_a_run_ends_with_its_page(runs: Runs) -> None:
     text = (found.results / "latest" / "report.html").read_text()
     assert "This kernel does what is right in 1 test." in check(text).words
     assert "waits for its guest" in text
-    assert ">mount<" in text
+    assert re.search(">mount[<:]", text)  # as its bar's title where there is no room
 
 
 def test_a_page_that_cannot_be_written_costs_no_verdict(runs: Runs) -> None:
