@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import time
@@ -211,16 +210,6 @@ def test_a_qemu_that_dies_is_told_with_its_end_and_its_words(
         error = death(machine)
     assert type(error) is GuestLost
     assert error.message == f"QEMU died with {how}: edu.c: assertion failed"
-
-
-def test_a_qemu_that_dies_of_a_full_disk(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    with launch("greet;asked;kill:7") as machine:
-        full = shutil.disk_usage(machine.folder)._replace(free=1 << 20)
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-        error = death(machine)
-        folder = machine.folder.parent
-    assert type(error) is GuestLost
-    assert error.message == f"disk full: {folder}: QEMU died with signal 7: it left no message"
 
 
 def test_a_qemu_that_stalls(launch: Launch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -34,9 +33,6 @@ GREETING = 30.0
 COMPLAINTS = 1 << 20
 #: How much more readily the kernel ends a QEMU than others when the host's memory is short.
 _OOM_SCORE = 500
-
-#: A disk with less left, in bytes, is full: a huge page of an NVDIMM has no room.
-_FULL = 2 << 20
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 _FATAL = re.compile(r"nvh-init: FATAL: (.*)")
@@ -103,15 +99,7 @@ class Vm:
         if shutdown is None and self.event("SHUTDOWN") is not None:
             return self.death()
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        return GuestLost(self._no_room() + f"QEMU died with {how}: {self.words()}")
-
-    def _no_room(self) -> str:
-        """Say that the disk is full: a store into a hole of an NVDIMM's file is a SIGBUS then."""
-        try:
-            full = shutil.disk_usage(self.folder).free < _FULL
-        except OSError:
-            return ""
-        return f"disk full: {self.folder.parent}: " if full else ""
+        return GuestLost(f"QEMU died with {how}: {self.words()}")
 
     def _stall(self) -> HostStall | None:
         """Say that somebody has stopped QEMU's process."""
