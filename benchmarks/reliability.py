@@ -35,8 +35,8 @@ _HEAD = """\
 # Reliability
 
 What the harness says when a guest or the host fails, and how soon. `make reliability` plays each
-fault once, for real, and writes this page; the tests that it runs fail when a verdict is another,
-or late on a host without other load:
+fault once, for real, and writes this page; the tests that it runs fail when a verdict is another
+(in `make check`, too), or late on a host without other load:
 {tests}. Seconds are from the fault to the record on disk;
 limits are for KVM, three times that without it. FAIL is the kernel's fault, MISS the harness's or
 the host's, and MISS is never green.
