@@ -328,16 +328,16 @@ def _known(item: pytest.Item) -> str:
     # The message may merely repeat the splats, or all that a test has gathered.
     repeats = message.startswith(SPLAT) or message == printable("; ".join(mismatches))
     symptoms = [*titles, *mismatches, *([] if repeats else [message])]
-    issue = state.known.explain(item.name, _release(state), symptoms)
+    issue = state.known.explain(item.name, *_kernel_and_accel(state), symptoms)
     return issue.id if issue else ""
 
 
-def _release(state: RunState) -> str:
-    """Return the kernel's release; a kernel that cannot be had has none, and no known issue."""
+def _kernel_and_accel(state: RunState) -> tuple[str, str]:
+    """Return the kernel's release and the accelerator; what cannot be had has no known issue."""
     try:
-        return state.lab.kernel.release
+        return state.lab.kernel.release, state.lab.accel.name
     except HarnessError:
-        return ""
+        return "", ""
 
 
 def _record(item: pytest.Item) -> TestRecord:
@@ -368,7 +368,7 @@ def _record(item: pytest.Item) -> TestRecord:
     row = row_of(item)
     seconds = time.time() - item.stash.get(_BEGUN, time.time())
     data = made.record if made else {}
-    expected = state.known.concerning(item.name, _release(state)) if row else ()
+    expected = state.known.expected(item.name, *_kernel_and_accel(state)) if row else ()
     if made is not None:
         write_json(folder / "facts.json", data)
     return TestRecord(

@@ -29,11 +29,15 @@ class KnownIssue:
     requires: re.Pattern[str] | None  # of one of them at least: without it the others are new
     evidence: str
     link: str
+    accel: str = ""  # the only accelerator that it shows on
+    sometimes: bool = False  # it may show beside others, and none expects it to
 
-    def concerns(self, test: str, release: str) -> bool:
-        """Whether it is expected to show in a test on a kernel."""
-        return any(fnmatch.fnmatchcase(test, pattern) for pattern in self.tests) and all(
-            holds(condition, release) for condition in self.kernels
+    def concerns(self, test: str, release: str, accel: str) -> bool:
+        """Whether it may show in a test on a kernel."""
+        return (
+            any(fnmatch.fnmatchcase(test, pattern) for pattern in self.tests)
+            and all(holds(condition, release) for condition in self.kernels)
+            and self.accel in ("", accel)
         )
 
     def explains(self, symptoms: Sequence[str]) -> bool:
@@ -62,17 +66,34 @@ class KnownIssues:
     def __iter__(self) -> Iterator[KnownIssue]:
         return iter(self._issues)
 
-    def concerning(self, test: str, release: str) -> tuple[KnownIssue, ...]:
-        """Return what is expected to show in a test (its name with parameters) on a kernel."""
-        return tuple(issue for issue in self._issues if issue.concerns(test, release))
+    def expected(self, test: str, release: str, accel: str) -> tuple[KnownIssue, ...]:
+        """Return what should show in a test (its name with parameters) on a kernel."""
+        found = self._concerning(test, release, accel)
+        return tuple(issue for issue in found if not issue.sometimes)
 
-    def explain(self, test: str, release: str, symptoms: Iterable[str]) -> KnownIssue | None:
-        """Return the known issue that explains every symptom of a failure, None for a new one."""
+    def explain(
+        self, test: str, release: str, accel: str, symptoms: Iterable[str]
+    ) -> KnownIssue | None:
+        """Return the known issue that explains every symptom of a failure, None for a new one.
+
+        What shows sometimes explains its own symptoms, and leaves the others to another issue.
+        """
+        found = self._concerning(test, release, accel)
         seen = [symptom for symptom in symptoms if symptom]
-        for issue in self.concerning(test, release):
+        now_and_then = None
+        for issue in (issue for issue in found if issue.sometimes):
+            left = [symptom for symptom in seen if not issue.explains([symptom])]
+            if len(left) < len(seen):
+                seen, now_and_then = left, issue
+        if not seen:
+            return now_and_then
+        for issue in found:
             if issue.explains(seen):
                 return issue
         return None
+
+    def _concerning(self, test: str, release: str, accel: str) -> list[KnownIssue]:
+        return [issue for issue in self._issues if issue.concerns(test, release, accel)]
 
 
 def version(release: str) -> tuple[int, ...]:
@@ -114,6 +135,8 @@ def _read(table: Table) -> KnownIssue:
         requires=requires if requires.pattern else None,
         evidence=table.string("evidence"),
         link=table.string("link", ""),
+        accel=table.string("accel", ""),
+        sometimes=table.boolean("sometimes", False),
     )
     table.done()
     if not issue.tests:
