@@ -17,8 +17,10 @@ def source_tree() -> Path:
     return installed if installed.is_dir() else package.parent
 
 
-def results() -> Path:
-    """Return where results go unless the user says where: the checkout, else right here."""
+def results(chosen: str | None = None) -> Path:
+    """Return where results go: where the user says, else the checkout, else right here."""
+    if chosen:
+        return Path(chosen).absolute()
     tree = source_tree()
     installed = tree.parent == Path(__file__).resolve().parent
     return (Path.cwd() if installed else tree) / "results"

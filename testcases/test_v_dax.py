@@ -85,6 +85,15 @@ def test_v4_fsdax_read_only(guest: Guest, case: Case, fs: str) -> None:
         case.expect("truncate", seen["truncate"])
 
 
+def _expect_devdax_used(guest: Guest, case: Case, *options: str) -> None:
+    """Expect that a device reads and writes all of it, and that each byte is unmapped."""
+    seen = observe(guest, case, "vfio_map", *options, "--dma-test")
+    expect_mapped(case, seen)
+    for what in ("map", "device_read", "device_write", "other_process", "unmap"):
+        case.expect(what, seen[what])
+    case.expect("bytes unmapped", seen["unmapped"], right=seen["size"])
+
+
 @pytest.mark.parametrize("touch", ["none", "write"], ids=["untouched", "touched"])
 @pytest.mark.parametrize(
     ("nvdimm", "size"), [("devdax2m", "4M"), ("devdax1g", "1G")], ids=["2M", "1G"]
@@ -92,23 +101,15 @@ def test_v4_fsdax_read_only(guest: Guest, case: Case, fs: str) -> None:
 def test_v8_devdax(guest: Guest, case: Case, nvdimm: str, size: str, touch: str) -> None:
     """The device reads and writes devdax; another process sees what it wrote."""
     source = f"dax:{guest.namespace(nvdimm).device}"
-    options = ("--source", source, "--size", size, "--touch", touch, "--dma-test")
-    seen = observe(guest, case, "vfio_map", *options)
-    expect_mapped(case, seen)
-    for what in ("map", "device_read", "device_write", "other_process", "unmap"):
-        case.expect(what, seen[what])
-    case.expect("bytes unmapped", seen["unmapped"], right=seen["size"])
+    options = ("--source", source, "--size", size, "--touch", touch)
+    _expect_devdax_used(guest, case, *options)
 
 
 def test_v8_devdax_by_type1(guest: Guest, case: Case) -> None:
     """The same through the container of old."""
     source = f"dax:{guest.namespace('devdax2m').device}"
     options = ("--source", source, "--size", "4M", "--touch", "write", "--type", "type1")
-    seen = observe(guest, case, "vfio_map", *options, "--dma-test")
-    expect_mapped(case, seen)
-    for what in ("map", "device_read", "device_write", "other_process", "unmap"):
-        case.expect(what, seen[what])
-    case.expect("bytes unmapped", seen["unmapped"], right=seen["size"])
+    _expect_devdax_used(guest, case, *options)
 
 
 def test_v8_devdax_read_only(guest: Guest, case: Case) -> None:

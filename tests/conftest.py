@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -67,6 +68,12 @@ def eventually() -> Callable[[Callable[[], object]], None]:
             time.sleep(0.005)
 
     return wait
+
+
+@pytest.fixture
+def nvh_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nvh be a command that the user's shell finds."""
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/nvh")
 
 
 # Guests

@@ -88,6 +88,18 @@ def record(name: str, status: Status = Status.PASS, **changed: Any) -> TestRecor
     return TestRecord(**{**values, **changed})
 
 
+def judged(status: Status, name: str = "test_v3_x[ext4]", **changed: Any) -> TestRecord:
+    """Return a record with no more than a verdict and its row."""
+    values: dict[str, Any] = {
+        "nodeid": f"testcases/test_v.py::{name}",
+        "status": status,
+        "seconds": 0.5,
+        "row": name.split("_")[1].upper(),
+        "message": f"why {status.value}",
+    }
+    return TestRecord(**{**values, **changed})
+
+
 def of_every_verdict() -> list[TestRecord]:
     """Return a test for each of the six words and for what is known."""
     found = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,32 +14,17 @@ from harness.report import closing
 from harness.report.closing import Run
 from harness.report.record import TestRecord
 from harness.verdict.status import Status
+from tests.made_up_results import judged
+
+pytestmark = pytest.mark.usefixtures("nvh_on_path")
 
 #: Escape sequences, a newline, marks of rich, text that turns round, wide characters.
 EVIL = "\x1b[2J\x1b]0;owned\x07[bold]x[/bold]\n\u202egnp. \ud800 \u6f22\u5b57 " + "A" * 5000
 GROUPS = {"V": "VFIO and iommufd map memory for DMA", "L": "layout changes under pins"}
 
 
-@pytest.fixture(autouse=True)
-def nvh_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nvh be a command that the user's shell finds."""
-    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/nvh")
-
-
-def record(status: Status, name: str = "test_v3_x[ext4]", **extra: object) -> TestRecord:
-    values: dict[str, object] = {
-        "nodeid": f"testcases/test_v.py::{name}",
-        "status": status,
-        "seconds": 0.5,
-        "row": name.split("_")[1].upper(),
-        "message": f"why {status.value}",
-        **extra,
-    }
-    return TestRecord(**values)  # type: ignore[arg-type]
-
-
 def known(name: str) -> TestRecord:
-    return record(Status.FAIL, name, known="an-issue")
+    return judged(Status.FAIL, name, known="an-issue")
 
 
 def told(run: Run, width: int | None = None) -> list[str]:
@@ -53,14 +37,14 @@ def told(run: Run, width: int | None = None) -> list[str]:
 def test_a_few_tests_have_a_line_each_and_a_failure_the_way_back(tmp_path: Path) -> None:
     seen = ({"what": "map", "expected": "OK", "seen": "OK", "ok": True, "source": "s"},)
     records = [
-        record(Status.PASS, expectations=seen),
-        record(
+        judged(Status.PASS, expectations=seen),
+        judged(
             Status.FAIL,
             "test_v8_y",
             message="bad\n\x1b[31m",
             findings=({"kind": "warning", "title": "WARNING in f"},),
         ),
-        record(Status.MISS, "test_l1_z", hint="free some memory"),
+        judged(Status.MISS, "test_l1_z", hint="free some memory"),
     ]
     lines = told(Run(records, tmp_path, 3.0, options=["--kernel", "/b"]))
     assert lines[0].startswith("L1 test_l1_z       MISS ")
@@ -74,13 +58,13 @@ def test_a_few_tests_have_a_line_each_and_a_failure_the_way_back(tmp_path: Path)
 
 
 def test_groups_by_verdicts_in_their_order(tmp_path: Path) -> None:
-    records = [record(Status.PASS, f"test_v{n}_x") for n in range(20)]
+    records = [judged(Status.PASS, f"test_v{n}_x") for n in range(20)]
     records += [
         known("test_l6_a"),
-        record(Status.SKIP, "test_l1_b"),
-        record(Status.PASS, "test_x1_c"),
+        judged(Status.SKIP, "test_l1_b"),
+        judged(Status.PASS, "test_x1_c"),
     ]
-    records += [record(Status.FAIL, "test_reports_x", row="vfio_bar_pins")] * 9
+    records += [judged(Status.FAIL, "test_reports_x", row="vfio_bar_pins")] * 9
     lines = told(Run(records, tmp_path, 3.0, groups=GROUPS))
     head = next(line for line in lines if "PASS  FAIL  KNOWN  SKIP  seconds" in line)
     found = lines[lines.index(head) + 1 : lines.index(head) + 5]
@@ -92,7 +76,7 @@ def test_groups_by_verdicts_in_their_order(tmp_path: Path) -> None:
 
 
 def test_known_issues_are_told_by_their_titles_and_rows(tmp_path: Path) -> None:
-    records = [known("test_l10_a"), known("test_l6_a"), record(Status.PASS, fixed=("gone",))]
+    records = [known("test_l10_a"), known("test_l6_a"), judged(Status.PASS, fixed=("gone",))]
     lines = told(Run(records, tmp_path, 3.0, titles={"an-issue": "It fails", "other": "It"}))
     at = lines.index("KNOWN an-issue: 2 tests, L6, L10")
     assert lines[at + 1].strip() == "It fails"
@@ -101,7 +85,7 @@ def test_known_issues_are_told_by_their_titles_and_rows(tmp_path: Path) -> None:
 
 
 def test_the_slowest_are_named_where_there_are_many(tmp_path: Path) -> None:
-    records = [record(Status.PASS, f"test_v{n}_x", seconds=float(n)) for n in range(8)]
+    records = [judged(Status.PASS, f"test_v{n}_x", seconds=float(n)) for n in range(8)]
     lines = told(Run(records, tmp_path, 3.0))
     at = lines.index("slowest")
     assert [line.split()[2] for line in lines[at + 1 : at + 6]] == [
@@ -115,9 +99,9 @@ def test_what_to_type_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     results = tmp_path / "results" / "a b"
     (results / "bundles").mkdir(parents=True)
     (results / "report.html").touch()
-    bad = record(Status.FAIL, "test_v8_y")
+    bad = judged(Status.FAIL, "test_v8_y")
     (results / bad.bundle).touch()
-    lines = told(Run([record(Status.PASS), bad], results, 3.0, options=["--kernel", "/b"]))
+    lines = told(Run([judged(Status.PASS), bad], results, 3.0, options=["--kernel", "/b"]))
     again = "next:   nvh test --failed 'results/a b' --kernel /b"
     assert lines[-5:] == [
         "report: results/a b/report.html",
@@ -129,14 +113,14 @@ def test_what_to_type_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_many_failures_are_no_wall_of_text(tmp_path: Path) -> None:
-    records = [record(Status.FAIL, f"test_v{n}_x", message=EVIL, hint=EVIL) for n in range(500)]
+    records = [judged(Status.FAIL, f"test_v{n}_x", message=EVIL, hint=EVIL) for n in range(500)]
     lines = told(Run(records, tmp_path, 3.0))
     assert len(lines) < 100
     assert f"and 490 more: {tmp_path}/report.html has them all" in lines
 
 
 def test_a_tests_own_fault_names_its_traceback(tmp_path: Path) -> None:
-    run = Run([record(Status.ERROR)], tmp_path, 3.0)
+    run = Run([judged(Status.ERROR)], tmp_path, 3.0)
     assert not any("trace:" in line for line in told(run))
     (tmp_path / closing.WORDS).touch()
     assert f"  trace:  {tmp_path}/pytest.log" in told(run)
@@ -145,14 +129,14 @@ def test_a_tests_own_fault_names_its_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 @pytest.mark.parametrize("many", [1, 30])
 def test_hostile_titles_fit_the_width(tmp_path: Path, width: int, many: int) -> None:
-    evil = record(
+    evil = judged(
         Status.FAIL,
         f"test_v8_y[{EVIL}]",
         message=EVIL,
         findings=({"kind": "warning", "title": EVIL},),
         facts={"guest": {"boot_findings": [EVIL]}},
     )
-    named = record(Status.PASS, f"test_l3_{EVIL}[ext4]", fixed=("gone",), row="L3")
+    named = judged(Status.PASS, f"test_l3_{EVIL}[ext4]", fixed=("gone",), row="L3")
     run = Run(
         [*([evil] * many), *([named] * many), known("test_l6_a")],
         tmp_path,
@@ -170,7 +154,7 @@ def test_hostile_titles_fit_the_width(tmp_path: Path, width: int, many: int) -> 
 
 
 def test_a_terminal_shows_marks_as_they_are(tmp_path: Path) -> None:
-    run = Run([record(Status.FAIL, message="[bold]x[/bold]\x1b[2J")], tmp_path, 1.0)
+    run = Run([judged(Status.FAIL, message="[bold]x[/bold]\x1b[2J")], tmp_path, 1.0)
     text = "\n".join(told(run, width=100))
     assert "[bold]x[/bold]" in text
     assert "\x1b" not in text

@@ -16,11 +16,7 @@ from harness.report.record import TestRecord
 from harness.report.results import ResultsDir, append, write_atomic
 from harness.verdict.status import Status
 
-
-@pytest.fixture(autouse=True)
-def nvh_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nvh be a command that the user's shell finds."""
-    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/nvh")
+pytestmark = pytest.mark.usefixtures("nvh_on_path")
 
 
 def test_two_runs_of_one_second_get_two_directories(tmp_path: Path) -> None:

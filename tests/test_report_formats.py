@@ -1,7 +1,6 @@
 """junit.xml and summary.json."""
 
 import json
-import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from importlib import resources
@@ -11,29 +10,13 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from harness.report import junit, summary
-from harness.report.record import EXCERPT_LIMIT, TestRecord
+from harness.report.record import EXCERPT_LIMIT
 from harness.verdict.status import Status
-from tests.made_up_results import of_every_verdict, write_run
+from tests.made_up_results import judged, of_every_verdict, write_run
+
+pytestmark = pytest.mark.usefixtures("nvh_on_path")
 
 PROPERTIES = {"kernel": "6.12.1", "qemu": "7.2", "accel": "tcg", "machine": "default"}
-
-
-@pytest.fixture(autouse=True)
-def nvh_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nvh be a command that the user's shell finds."""
-    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/nvh")
-
-
-def record(status: Status, name: str = "test_v3_x[ext4]", **extra: object) -> TestRecord:
-    values: dict[str, object] = {
-        "nodeid": f"testcases/test_v.py::{name}",
-        "status": status,
-        "seconds": 0.5,
-        "row": "V3",
-        "message": f"why {status.value}",
-        **extra,
-    }
-    return TestRecord(**values)  # type: ignore[arg-type]
 
 
 def parse(data: bytes) -> ET.Element:
@@ -43,7 +26,7 @@ def parse(data: bytes) -> ET.Element:
 
 
 def test_junit_says_each_status_its_way() -> None:
-    records = [record(status, f"test_v{n}_x") for n, status in enumerate(Status, 1)]
+    records = [judged(status, f"test_v{n}_x") for n, status in enumerate(Status, 1)]
     suite = parse(junit.build(records, PROPERTIES, started="2024-01-01T00:00:00"))
     assert suite.attrib["tests"] == "6"
     assert suite.attrib["failures"] == "1"
@@ -67,7 +50,7 @@ def test_junit_says_each_status_its_way() -> None:
 
 def test_junit_survives_a_hostile_guest() -> None:
     evil = '\x1b[2J\x00]]><&"\ud800\ufffe' + "A" * (1 << 20)
-    hostile = record(
+    hostile = judged(
         Status.FAIL,
         f"test_v3_x[{evil}]",
         message=evil,
@@ -86,7 +69,7 @@ def test_junit_survives_a_hostile_guest() -> None:
 
 
 def test_summary_is_complete_at_any_moment(tmp_path: Path) -> None:
-    records = [record(Status.PASS), record(Status.FAIL)]
+    records = [judged(Status.PASS), judged(Status.FAIL)]
     file = summary.write(tmp_path / "summary.json", records, PROPERTIES, options=["--accel", "tcg"])
     found = json.loads(file.read_text())
     assert found["finished"] is False

@@ -41,7 +41,7 @@ def bisect(args: argparse.Namespace) -> int:
             folder = _resumed(args)
         else:
             planned = _planned(args, store, shown.say)
-            base = Path(args.results).absolute() if args.results else paths.results()
+            base = paths.results(args.results)
             folder = make_folder(base, prefix="bisect-")
             planned.save(folder)
         with owned(folder, "nvh bisect"):

@@ -34,7 +34,11 @@ def matrix(args: argparse.Namespace) -> int:
         accel.require_kvm(accel.qemu_program())
     if not args.resume:
         runs.check(found, argv_of=runs.testing_argv)
-    folder = Path(args.resume) if args.resume else make_folder(_base(args), prefix="matrix-")
+    folder = (
+        Path(args.resume)
+        if args.resume
+        else make_folder(paths.results(args.results), prefix="matrix-")
+    )
     folder = folder.resolve()
     with owned(folder, "nvh matrix"):
         if args.resume:
@@ -50,10 +54,6 @@ def matrix(args: argparse.Namespace) -> int:
         print(f"no report: {error}", flush=True)
     assert found.exit_code is not None
     return found.exit_code
-
-
-def _base(args: argparse.Namespace) -> Path:
-    return Path(args.results).absolute() if args.results else paths.results()
 
 
 def _planned(args: argparse.Namespace) -> Matrix:
@@ -83,7 +83,11 @@ def _resumed(args: argparse.Namespace) -> Matrix:
 
 
 def _dry_run(found: Matrix, args: argparse.Namespace) -> int:
-    folder = Path(args.resume).resolve() if args.resume else _base(args) / "matrix-DRY-RUN"
+    folder = (
+        Path(args.resume).resolve()
+        if args.resume
+        else paths.results(args.results) / "matrix-DRY-RUN"
+    )
     for one in found.combinations:
         if runs.is_to_do(one):
             print(shell_line(runs.testing_argv(found.options, one, folder)))

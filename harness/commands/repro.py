@@ -44,7 +44,7 @@ def repro(args: argparse.Namespace) -> int:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nvh-repro-")))
         bundle = opened(given, scratch)
         plan = _plan(bundle, args, scratch)
-        results = Path(args.results) if args.results else paths.results()
+        results = paths.results(args.results)
         shown: list[Shows] = []
         for number in range(1, args.repeat + 1):
             folder = ResultsDir.create(results)

@@ -56,7 +56,7 @@ def test(args: argparse.Namespace) -> int:
         recipe = lab.recipe()
         booted = None if args.isolation == "boot" else _why_booted(lab, recipe)
         _make_images(lab, found.items)
-    results = ResultsDir.create(Path(args.results) if args.results else paths.results())
+    results = ResultsDir.create(paths.results(args.results))
     results.start_log()
     if ui.terminal.is_terminal:  # the live line that said so is gone
         line = f"accelerator {lab.accel.name}: {lab.accel.why}"  # nvh doctor has all of it

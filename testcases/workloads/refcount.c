@@ -17,6 +17,7 @@
 
 #include "memory.h"
 #include "nvh.h"
+#include "tracefs.h"
 
 /* x86-64: every wrapper of a system call gets its pt_regs in %di, where di lies at 0x70. */
 #define PROBED "__x64_sys_getpgid"
@@ -35,8 +36,6 @@
 #define FIXED_VMEMMAP 0xffffea0000000000ULL
 
 #define RING_PAGES 2 /* one page of control data, one of records */
-
-static const char *const tracefs_dirs[] = {"/sys/kernel/tracing", "/sys/kernel/debug/tracing"};
 
 static struct {
 	bool tried, usable, registered;
@@ -64,17 +63,7 @@ __attribute__((format(printf, 1, 2))) static bool missing(const char *fmt, ...)
 
 static int kprobe_command(const char *text)
 {
-	char path[128];
-	int fd, err = 0;
-
-	snprintf(path, sizeof(path), "%s/kprobe_events", oracle.tracefs);
-	fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
-	if (fd < 0)
-		return errno;
-	if (write(fd, text, strlen(text)) < 0)
-		err = errno;
-	close(fd);
-	return err;
+	return tracefs_put(text, O_APPEND, "%s/kprobe_events", oracle.tracefs);
 }
 
 /* Removes events whose makers are dead. */
@@ -291,13 +280,8 @@ static const char *arm(const char *args)
 static bool set_up(void)
 {
 	const char *reason;
-	char path[128];
 
-	for (size_t i = 0; i < sizeof(tracefs_dirs) / sizeof(*tracefs_dirs) && !oracle.tracefs; i++) {
-		snprintf(path, sizeof(path), "%s/kprobe_events", tracefs_dirs[i]);
-		if (!access(path, W_OK))
-			oracle.tracefs = tracefs_dirs[i];
-	}
+	oracle.tracefs = tracefs_with("kprobe_events");
 	if (!oracle.tracefs)
 		return missing("no kprobe_events in tracefs (CONFIG_KPROBE_EVENTS=y, mount tracefs)");
 	sweep();

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,11 +9,10 @@
 #include <unistd.h>
 
 #include "nvh.h"
+#include "tracefs.h"
 
 /* dax_flush() calls it with address and length unless the device says that it has no write cache. */
 #define FLUSH "arch_wb_cache_pmem"
-
-static const char *const tracefs_dirs[] = {"/sys/kernel/tracing", "/sys/kernel/debug/tracing"};
 
 static struct {
 	const char *tracefs;
@@ -23,27 +21,6 @@ static struct {
 	pid_t owner;
 	char *text; /* what was read of the trace last */
 } trace;
-
-static int put(const char *text, int flags, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-
-/* Writes a text to a file; returns the errno. */
-static int put(const char *text, int flags, const char *fmt, ...)
-{
-	char path[256];
-	va_list args;
-	int fd, err = 0;
-
-	va_start(args, fmt);
-	vsnprintf(path, sizeof(path), fmt, args);
-	va_end(args);
-	fd = open(path, O_WRONLY | O_CLOEXEC | flags);
-	if (fd < 0)
-		return errno;
-	if (write(fd, text, strlen(text)) < 0)
-		err = errno;
-	close(fd);
-	return err;
-}
 
 static bool missing(const char *what, int err)
 {
@@ -60,8 +37,8 @@ static void probe_flushes(void)
 
 	snprintf(trace.probe, sizeof(trace.probe), "nvh/flush_%d", (int)getpid());
 	snprintf(command, sizeof(command), "p:%s " FLUSH " size=%%si:u64\n", trace.probe);
-	trace.probed = !put(command, O_APPEND, "%s/kprobe_events", trace.tracefs) &&
-		       !put("1", 0, "%s/events/%s/enable", trace.instance, trace.probe);
+	trace.probed = !tracefs_put(command, O_APPEND, "%s/kprobe_events", trace.tracefs) &&
+		       !tracefs_put("1", 0, "%s/events/%s/enable", trace.instance, trace.probe);
 }
 
 bool trace_start(void)
@@ -69,13 +46,7 @@ bool trace_start(void)
 	char pid[16];
 	int err;
 
-	for (size_t i = 0; i < sizeof(tracefs_dirs) / sizeof(*tracefs_dirs) && !trace.tracefs; i++) {
-		char path[96];
-
-		snprintf(path, sizeof(path), "%s/instances", tracefs_dirs[i]);
-		if (!access(path, W_OK))
-			trace.tracefs = tracefs_dirs[i];
-	}
+	trace.tracefs = tracefs_with("instances");
 	if (!trace.tracefs)
 		return missing("tracefs", ENOENT);
 	snprintf(trace.instance, sizeof(trace.instance), "%s/instances/nvh_%d", trace.tracefs, (int)getpid());
@@ -84,10 +55,10 @@ bool trace_start(void)
 	trace.owner = getpid();
 	atexit(trace_stop);
 	snprintf(pid, sizeof(pid), "%d", (int)getpid());
-	err = put(pid, 0, "%s/set_event_pid", trace.instance);
+	err = tracefs_put(pid, 0, "%s/set_event_pid", trace.instance);
 	if (err)
 		return missing("set_event_pid", err);
-	err = put("1", 0, "%s/events/fs_dax/enable", trace.instance);
+	err = tracefs_put("1", 0, "%s/events/fs_dax/enable", trace.instance);
 	if (err)
 		return missing("events/fs_dax", err);
 	probe_flushes();
@@ -97,7 +68,7 @@ bool trace_start(void)
 
 void trace_clear(void)
 {
-	if (trace.owner && put("", O_TRUNC, "%s/trace", trace.instance))
+	if (trace.owner && tracefs_put("", O_TRUNC, "%s/trace", trace.instance))
 		nvh_bail("%s/trace cannot be emptied", trace.instance);
 }
 
@@ -221,5 +192,5 @@ void trace_stop(void)
 	rmdir(trace.instance); /* switches its events off */
 	snprintf(command, sizeof(command), "-:%s\n", trace.probe);
 	if (trace.probed)
-		put(command, O_APPEND, "%s/kprobe_events", trace.tracefs);
+		tracefs_put(command, O_APPEND, "%s/kprobe_events", trace.tracefs);
 }
