@@ -101,6 +101,7 @@ def host_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     program.write_text(f"#!/bin/sh\ncat {tmp_path}/targets\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("NVH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("NVH_MIRROR", raising=False)
     bookworm = distribution.Release("debian", "bookworm")
     monkeypatch.setattr(distribution, "host_release", lambda: bookworm)
@@ -120,6 +121,17 @@ def test_the_mirror_is_the_one_that_the_hosts_apt_uses(host_apt: Path) -> None:
     assert any("http://two/debian-security bookworm-security" in line for line in lines)
     with pytest.raises(HostError, match="knows no mirror of ubuntu"):
         distribution.mirror("ubuntu")
+
+
+def test_apt_is_asked_again_when_it_may_say_something_else(host_apt: Path) -> None:
+    host_apt.write_text("main bookworm http://one/debian/\n")
+    assert distribution.mirror("debian") == "http://one/debian"
+    host_apt.write_text("main bookworm http://other/debian/\n")
+    distribution._host_mirrors.cache_clear()  # as the next process begins
+    assert distribution.mirror("debian") == "http://one/debian"
+    os.utime(host_apt.with_name("apt-get"), (1, 1))
+    distribution._host_mirrors.cache_clear()
+    assert distribution.mirror("debian") == "http://other/debian"
 
 
 def test_an_apt_without_sources_is_told(host_apt: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import platform
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import process
+from harness import memo, paths, process
 from harness.errors import HostError, UsageError
 
 #: What belongs to a release besides itself: where newer kernels of it are.
@@ -70,7 +73,41 @@ def _security_mirror(base: str) -> str:
 
 @functools.cache
 def _host_mirrors() -> dict[str, str]:
-    """Return the URL that the host's apt has for each release that it names."""
+    """Return the URL that the host's apt has for each release that it names.
+
+    apt takes half a second to say so: it reads the signed lists of all files of each mirror.
+    """
+    file = paths.cache_dir() / "mirrors" / _state_of_apt()
+    found = memo.recall(file)
+    if not found:
+        found = _asked_of_apt()
+        memo.keep(file, found)
+    return {str(release): str(url) for release, url in found.items()}
+
+
+def _state_of_apt() -> str:
+    """Return a hash of what apt's answer depends on: its program, settings, sources and lists."""
+    program = shutil.which("apt-get")
+    files = [Path(program)] if program else []
+    for folder in map(Path, ("/etc/apt", "/var/lib/apt/lists")):
+        files += [folder, *folder.glob("*"), *folder.glob("*.d/*")]
+    stats = [
+        (str(file), stat.st_mtime_ns, stat.st_size)
+        for file in sorted(files)
+        if (stat := _stat(file))
+    ]
+    words = [os.environ.get("APT_CONFIG", ""), stats]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:
+        return None
+
+
+def _asked_of_apt() -> dict[str, str]:
     # Third parties name their suites after releases too, but have no component main.
     said = process.run(
         [

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import process
+from harness import memo, process
 from harness.errors import HarnessError, HostError, LaunchError
 from harness.qemu import unprivileged, vm
 from harness.qemu.argv import SANDBOX, Wiring
@@ -102,22 +102,12 @@ def _remembered(kernel: Path, digest: str, qemu: str, cache: Path, *, anew: bool
         json.dumps([boot, digest, qemu, stat.st_mtime_ns, stat.st_size]).encode()
     ).hexdigest()
     file = cache / "kvm" / key
-    try:
-        known: str | None = json.loads(file.read_text())["problem"]
-        if known is None or not anew:
-            return known
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    known = memo.recall(file)
+    if "problem" in known and (known["problem"] is None or not anew):
+        return None if known["problem"] is None else str(known["problem"])
     problem, lasting = _probe(kernel, qemu)
-    if not lasting:
-        return problem
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as aside:
-            json.dump({"problem": problem}, aside)
-        Path(aside.name).rename(file)
-    except OSError:
-        pass  # an answer that cannot be remembered is still an answer
+    if lasting:
+        memo.keep(file, {"problem": problem})
     return problem
 
 
