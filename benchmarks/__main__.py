@@ -84,7 +84,7 @@ def _measured(
 
 def _whole_runs(args: argparse.Namespace) -> Figure:
     """Time `nvh test` of the first set as a whole process, everything cached."""
-    command = [sys.executable, "-m", "harness.cli", "test", "--set", "first", "-n", "2"]
+    command = [sys.executable, "-m", "harness", "test", "--set", "first", "-n", "2"]
     if args.kernel:
         command += ["--kernel", args.kernel]
     samples = []

@@ -42,7 +42,7 @@ def main() -> int:
 
 def _soak(args: argparse.Namespace) -> int:
     out = paths.source_tree() / "results" / time.strftime("soak-%Y-%m-%d-%H%M%S")
-    command = [sys.executable, "-m", "harness.cli", "test", "-n", args.n, "--results", str(out)]
+    command = [sys.executable, "-m", "harness", "test", "-n", args.n, "--results", str(out)]
     command += ["--kernel", args.kernel] if args.kernel else []
     command += ["-k", args.k] if args.k else []
     with ui.progress() as shown:

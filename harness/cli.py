@@ -49,10 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _absolute(args)
     # Nobody else writes what the harness makes, whatever the user's mask lets them.
     os.umask(os.umask(0o077) | 0o022)
-    # SIGTERM ends a run as Ctrl-C does: every context manager is left, every guest ended.
-    signal.signal(signal.SIGTERM, _terminate)
     action: Callable[[argparse.Namespace], int] = args.action
     try:
+        _interruptible()
         return action(args)
     except HarnessError as error:
         return ui.complain(error)
@@ -90,6 +89,13 @@ def _size(text: str) -> str:
     if not parse_size(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 512M or 2G")
     return text
+
+
+def _interruptible() -> None:
+    """Let SIGTERM end a run as Ctrl-C does: every context manager is left, every guest ended."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _terminate(*_: object) -> None:

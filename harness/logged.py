@@ -24,7 +24,7 @@ _LAST = 1 << 16
 def command(*words: str) -> list[str]:
     """Return the command that starts nvh, of this checkout."""
     # -P: another checkout in the working directory must not be taken for this one.
-    return [sys.executable, "-P", "-u", "-m", "harness.cli", *words]
+    return [sys.executable, "-P", "-u", "-m", "harness", *words]
 
 
 def run(argv: Sequence[str], folder: Path, *, echo: bool = True) -> int:

@@ -39,7 +39,7 @@ def nvh(
 ) -> subprocess.CompletedProcess[str]:
     """Run nvh to its end as a user would; ``env`` is added to the environment."""
     return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *words],
+        [sys.executable, "-m", "harness", *words],
         cwd=paths.source_tree(),
         env={**os.environ, **(env or {})},
         capture_output=True,
@@ -134,14 +134,18 @@ def started(cache: Cache, tmp_path: Path) -> Iterator[Callable[..., Run]]:
     with contextlib.ExitStack() as stack:
 
         def start(
-            tests: str, *, workers: int = 2, before: Sequence[str] = (), into: Path | None = None
+            tests: str,
+            *words: str,
+            workers: int = 2,
+            before: Sequence[str] = (),
+            into: Path | None = None,
         ) -> Run:
             results = into or tmp_path / "results"
             process = subprocess.Popen(
                 [
                     *before,
-                    *(sys.executable, "-m", "harness.cli", "test", "--accel", "tcg"),
-                    *("-n", str(workers), "-k", tests, "--results", str(results)),
+                    *(sys.executable, "-m", "harness", "test", "--accel", "tcg"),
+                    *("-n", str(workers), "-k", tests, "--results", str(results), *words),
                 ],
                 cwd=paths.source_tree(),
                 env=cache.env,

@@ -81,7 +81,7 @@ def bzimage(release: str) -> bytes:
 
 def test_it_runs_as_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", "--version"],
+        [sys.executable, "-m", "harness", "--version"],
         cwd=paths.source_tree(),
         capture_output=True,
         text=True,
@@ -228,7 +228,7 @@ def test_a_cache_without_room(nvh: Nvh, tmp_path: Path) -> None:
     full.mkdir()
     script = (
         f"mount -t tmpfs -o size=256k none {full} && head -c 256k /dev/zero >{full}/f 2>/dev/null;"
-        f" exec {sys.executable} -m harness.cli test --kernel debian:6.12"
+        f" exec {sys.executable} -m harness test --kernel debian:6.12"
     )
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this host allows no mount namespace to this user")
@@ -429,7 +429,7 @@ def test_a_limit_that_is_no_size(nvh: Nvh) -> None:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash's PIPESTATUS")
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    script = f"{sys.executable} -m harness.cli test --list | true; exit ${{PIPESTATUS[0]}}"
+    script = f"{sys.executable} -m harness test --list | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=paths.source_tree(),

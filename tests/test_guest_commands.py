@@ -66,7 +66,7 @@ def test_a_terminated_run_ends_its_guest(recipe: Recipe, eventually: Eventually)
     assert recipe
     with subprocess.Popen(
         [
-            *(sys.executable, "-m", "harness.cli", "run", "--accel", "tcg", "--bare"),
+            *(sys.executable, "-m", "harness", "run", "--accel", "tcg", "--bare"),
             *("--", "echo up; sleep 300"),
         ],
         cwd=paths.source_tree(),

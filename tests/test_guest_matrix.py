@@ -42,7 +42,7 @@ vfio = true
 
 def nvh(*words: str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", *words],
+        [sys.executable, "-m", "harness", *words],
         cwd=paths.source_tree(),
         env=os.environ,
         stdout=subprocess.PIPE,

@@ -138,7 +138,7 @@ def test_the_rest(guest, machine, devdax, case):
 
 def test_the_commands_have_all_they_read(installed: Installed, tmp_path: Path) -> None:
     listed = run([installed.bin / "nvh", "test", "--list"], tmp_path)
-    here = run([sys.executable, "-m", "harness.cli", "test", "--list"], paths.source_tree())
+    here = run([sys.executable, "-m", "harness", "test", "--list"], paths.source_tree())
     assert listed == here
     assert "default" in run([installed.bin / "nvh", "machine", "list"], tmp_path)
     words = ["test", "-k", "V3", "--accel", "tcg", "--dry-run"]
