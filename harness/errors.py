@@ -96,6 +96,10 @@ class HostStall(GuestLost):
     """The host keeps QEMU from running."""
 
 
+class HostFull(GuestLost):
+    """A disk of the host has no room for what a guest writes to its memory."""
+
+
 class GuestReset(GuestLost):
     """The guest reset or powered off without having been asked to."""
 

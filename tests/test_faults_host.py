@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -188,6 +189,34 @@ def test_no_room_for_a_guests_files(
         time.monotonic() - begun,
         5,
     )
+
+
+def test_a_disk_that_fills_under_a_guest(
+    started: Started, eventually: Eventually, reliability: Reliability
+) -> None:
+    """A guest that is booted has files for NVDIMMs, full of holes."""
+    memory = Path("/dev/shm")
+    before = small_disk(memory, size="1100M")
+    run = started("test_s7", "--isolation", "boot", workers=1, before=before)
+    log = run.results / "latest" / "guests" / "main" / "1" / "console.log"
+    eventually(lambda: log.exists() and b"nvh-init: ready" in log.read_bytes(), seconds=240)
+    assert run.process.poll() is None
+    begun = time.monotonic()
+    with Path(f"/proc/{run.process.pid}/root{memory}/filler").open("wb") as filler:
+        size = 0
+        while free := shutil.disk_usage(filler.name).free:
+            with contextlib.suppress(OSError):  # the guest was quicker
+                os.posix_fallocate(filler.fileno(), size, free)
+                size += free
+    out = run.end(120)
+    seconds = time.monotonic() - begun
+    assert run.process.returncode == 125, out
+    (record,) = run.summary()["tests"]
+    assert record["status"] == "MISS"
+    assert record["message"] == "disk full: /dev/shm has no room for what the guest writes"
+    assert "free space there" in record["hint"]
+    told = f"MISS: {record['message']}"
+    reliability("the disk of a running guest's files fills", told, seconds, 5)
 
 
 def boot_sector() -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from harness.errors import (
     GuestPanic,
     GuestReset,
     HostError,
+    HostFull,
     HostStall,
     LaunchError,
 )
@@ -30,6 +32,8 @@ from harness.qemu.vm import Vm
 FAKE = Path(__file__).with_name("fake_qemu.py")
 
 Launch = Callable[[str], AbstractContextManager[Vm]]
+#: The file of the stand-in's memory.
+MAPPED = Path("/dev/shm/nvh-run-of-nobody/ram")
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
     def launched(scenario: str) -> Iterator[Vm]:
         monkeypatch.setenv("FAKE_QEMU", scenario)
         before = len(list(Path("/proc/self/fd").iterdir()))
-        with vm.launched(argv, folder=tmp_path, grace=0.2) as started:
+        with vm.launched(argv, folder=tmp_path, grace=0.2, mapped=[MAPPED]) as started:
             if ";asked" in scenario:
                 started.qmp.execute("query-status", timeout=30)
             yield started
@@ -210,6 +214,61 @@ def test_a_qemu_that_dies_is_told_with_its_end_and_its_words(
         error = death(machine)
     assert type(error) is GuestLost
     assert error.message == f"QEMU died with {how}: edu.c: assertion failed"
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Say what is left of the disk that has the stand-in's memory, and of no other."""
+
+    def left(size: int) -> None:
+        real = shutil.disk_usage
+
+        def usage(folder: Path) -> object:
+            return real("/dev/shm")._replace(free=size) if folder == MAPPED.parent else real(folder)
+
+        monkeypatch.setattr(shutil, "disk_usage", usage)
+
+    return left
+
+
+#: What QEMU does where a page of its guest's memory is not to be had: under TCG, and under KVM.
+NO_PAGE = ("kill:7", "stderr:error: kvm run failed Bad address;event:STOP;sleep:60")
+
+
+@pytest.mark.parametrize("end", NO_PAGE)
+def test_a_full_disk_is_told_by_its_name(
+    launch: Launch, disk: Callable[[int], None], end: str
+) -> None:
+    disk(1 << 20)
+    with launch(f"greet;asked;{end}") as machine:
+        error = death(machine)
+    assert type(error) is HostFull
+    assert error.message == "disk full: /dev/shm has no room for what the guest writes"
+    assert "free space there" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("end", "left", "told"),
+    [
+        (NO_PAGE[0], 1 << 30, "QEMU died with signal 7: it left no message"),
+        (NO_PAGE[1], 1 << 30, "QEMU has stopped the guest: error: kvm run failed Bad address"),
+        ("kill:9", 0, "QEMU died with signal 9: it left no message"),
+    ],
+)
+def test_what_no_full_disk_explains(
+    launch: Launch, disk: Callable[[int], None], end: str, left: int, told: str
+) -> None:
+    disk(left)
+    with launch(f"greet;asked;{end}") as machine:
+        error = death(machine)
+    assert type(error) is GuestLost
+    assert error.message == told
+
+
+def test_a_disk_that_is_full_at_the_start(launch: Launch, disk: Callable[[int], None]) -> None:
+    disk(0)
+    with pytest.raises(HostFull, match="disk full: /dev/shm"), launch("kill:7"):
+        pass
 
 
 def test_a_qemu_that_stalls(launch: Launch) -> None:

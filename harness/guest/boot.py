@@ -126,15 +126,16 @@ def booted(
         vm = stack.enter_context(
             started(recipe, initramfs=initramfs, nvdimms=files, folder=folder, memory=memory)
         )
-        guest = connect(recipe, vm, identity, private)
-        guest.nvdimms = files
-        stack.callback(guest.ssh.close)
-        ready = time.monotonic() - begun
-        guest.ssh.connect(30.0 * guest.scale)
-        guest.run("true")
-        answered = time.monotonic() - begun
-        if provisioned:
-            make_ready(guest, plugged=template is None, existing=nvdimms is not None)
+        with _room(vm):
+            guest = connect(recipe, vm, identity, private)
+            guest.nvdimms = files
+            stack.callback(guest.ssh.close)
+            ready = time.monotonic() - begun
+            guest.ssh.connect(30.0 * guest.scale)
+            guest.run("true")
+            answered = time.monotonic() - begun
+            if provisioned:
+                make_ready(guest, plugged=template is None, existing=nvdimms is not None)
         guest.facts["how"] = "boot"
         guest.facts["qemu_user"] = vm.user
         guest.facts["ready_seconds"] = round(ready, 3)
@@ -165,6 +166,21 @@ def _evidence(folder: Path, *, lasting: bool, alone: bool) -> Iterator[list[Gues
             if alone:
                 where = f"the kernel came without modules: give its tree or build these in; {where}"
             error.hint = f"{error.hint}; {where}" if error.hint else where
+        raise
+
+
+@contextlib.contextmanager
+def _room(vm: Vm) -> Iterator[None]:
+    """Tell a boot that fails while the disk of the guest's memory is full for just that.
+
+    A disk's read into a page that cannot be had is an I/O error in the guest, and what its kernel
+    makes of it is no fault of its own.
+    """
+    try:
+        yield
+    except HarnessError as error:
+        if full := vm.full():
+            raise full from error
         raise
 
 

@@ -39,8 +39,15 @@ def started(
     with contextlib.ExitStack() as stack:
         if isinstance(user, str):
             log.debug("QEMU runs as %s", user)
+            ram = [memory.file] if memory is not None else []
             vm = stack.enter_context(
-                launched(vector, folder=folder, pass_fds=pass_fds, grace=grace)
+                launched(
+                    vector,
+                    folder=folder,
+                    pass_fds=pass_fds,
+                    grace=grace,
+                    mapped=[*ram, *nvdimms.values()],
+                )
             )
             vm.user = user
             yield vm
@@ -64,7 +71,15 @@ def started(
             )
         )
         vm = stack.enter_context(
-            launched(vector, folder=folder, pass_fds=pass_fds, grace=grace, user=user, files=files)
+            launched(
+                vector,
+                folder=folder,
+                pass_fds=pass_fds,
+                grace=grace,
+                user=user,
+                files=files,
+                mapped=own,  # the others are copies in memory
+            )
         )
         vm.user = f"user {user.uid}, who owns nothing"
         yield vm

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from harness import process
@@ -17,6 +19,7 @@ from harness.errors import (
     GuestPanic,
     GuestReset,
     HarnessError,
+    HostFull,
     HostStall,
     LaunchError,
 )
@@ -33,6 +36,11 @@ GREETING = 30.0
 COMPLAINTS = 1 << 20
 #: How much more readily the kernel ends a QEMU than others when the host's memory is short.
 _OOM_SCORE = 500
+
+#: A disk with less left, in bytes, is full: where its pages are huge, not one of them has room.
+_FULL = 2 << 20
+#: What QEMU says of a page that KVM cannot have, before it stops the guest (7.2, kvm_cpu_exec).
+_NO_PAGE = re.compile(rb"error: kvm run failed Bad address")
 
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 _FATAL = re.compile(r"nvh-init: FATAL: (.*)")
@@ -55,6 +63,7 @@ class Vm:
         stderr: Console,
         folder: Path,
         events: list[QmpEvent],
+        mapped: Sequence[Path] = (),
     ) -> None:
         self.child = child
         self.qmp = qmp
@@ -64,6 +73,7 @@ class Vm:
         self.folder = folder
         #: What QEMU told, appended to on QMP's thread.
         self.events = events
+        self._mapped = mapped
         #: Whom it runs as, in words.
         self.user = "the harness's own user"
         self._stopping = False
@@ -93,13 +103,37 @@ class Vm:
                 return self._ended_itself(reason)
         status = self.child.poll()
         if status is None:
-            return self._stall() or self._locked_up()
+            return self._stall() or self._no_page() or self._locked_up()
         # The last event may still be on its way when the process has already gone.
         time.sleep(0.05)
         if shutdown is None and self.event("SHUTDOWN") is not None:
             return self.death()
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        return GuestLost(f"QEMU died with {how}: {self.words()}")
+        lost = GuestLost(f"QEMU died with {how}: {self.words()}")
+        return (self.full() if status == -signal.SIGBUS else None) or lost
+
+    def full(self) -> HostFull | None:
+        """Say that a disk has no room for a page of the guest's memory.
+
+        The files behind it are sparse: a store into a hole that cannot be filled is a SIGBUS for
+        QEMU, and EFAULT for a kernel that stores on its behalf (KVM, a disk's read).
+        """
+        for folder in {file.parent for file in self._mapped}:
+            with contextlib.suppress(OSError):
+                if shutil.disk_usage(folder).free < _FULL:
+                    places = (place for place in (folder, *folder.parents) if place.is_mount())
+                    disk = next(places, folder)
+                    return HostFull(
+                        f"disk full: {disk} has no room for what the guest writes",
+                        hint="free space there and run it again",
+                    )
+        return None
+
+    def _no_page(self) -> HarnessError | None:
+        """Say that QEMU has stopped the guest because a page of its memory is not to be had."""
+        if self.event("STOP") is None or (match := self._stderr.search(_NO_PAGE)) is None:
+            return None
+        return self.full() or GuestLost(f"QEMU has stopped the guest: {match[0].decode()}")
 
     def _stall(self) -> HostStall | None:
         """Say that somebody has stopped QEMU's process."""
@@ -229,12 +263,14 @@ def launched(
     grace: float = 2.0,
     user: User | None = None,
     files: Mapping[Path, int] | None = None,
+    mapped: Sequence[Path] = (),
 ) -> Iterator[Vm]:
     """Run a QEMU for as long as the block lasts.
 
     ``argv`` is called with the descriptors that QEMU inherits, ``files`` among them.  ``folder``
-    takes console.log and qemu.stderr.  QEMU runs as ``user``, None for the harness's own.  Raises
-    LaunchError with QEMU's own words when it refuses to start.
+    takes console.log and qemu.stderr.  QEMU runs as ``user``, None for the harness's own;
+    ``mapped`` are the files that are its guest's memory.  Raises LaunchError with QEMU's own words
+    when it refuses to start.
     """
     with contextlib.ExitStack() as stack:
         ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
@@ -253,7 +289,7 @@ def launched(
         _make_first_to_go(child.pid)
         for end in theirs:
             end.close()  # so that ours see the end of file when QEMU is gone
-        vm = _connect(child, ours, folder)
+        vm = _connect(child, ours, folder, mapped)
         stack.callback(vm.stop, grace=grace)
         yield vm
 
@@ -263,7 +299,12 @@ def _make_first_to_go(pid: int) -> None:
         Path(f"/proc/{pid}/oom_score_adj").write_text(f"{_OOM_SCORE}\n")
 
 
-def _connect(child: subprocess.Popen[bytes], ours: tuple[socket.socket, ...], folder: Path) -> Vm:
+def _connect(
+    child: subprocess.Popen[bytes],
+    ours: tuple[socket.socket, ...],
+    folder: Path,
+    mapped: Sequence[Path],
+) -> Vm:
     events: list[QmpEvent] = []
     monitor, console, shell, stderr = ours
     vm = Vm(
@@ -274,6 +315,7 @@ def _connect(child: subprocess.Popen[bytes], ours: tuple[socket.socket, ...], fo
         Console(stderr, folder / "qemu.stderr", limit=COMPLAINTS),
         folder,
         events,
+        mapped,
     )
     try:
         vm.qmp.connect(GREETING)
@@ -282,6 +324,8 @@ def _connect(child: subprocess.Popen[bytes], ours: tuple[socket.socket, ...], fo
             child.wait(0.5)
         ended = child.poll() is not None
         vm.stop(grace=0)
+        if child.returncode == -signal.SIGBUS and (full := vm.full()):
+            raise full from error
         if ended:
             raise LaunchError(f"QEMU refused to start: {vm.words()}") from error
         raise
