@@ -92,7 +92,7 @@ def test_the_controller_of_two_workers_is_killed(started: Started, eventually: E
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_what_was_being_made_is_not_half_published(
-    cache: Cache, eventually: Eventually, tmp_path: Path, name: str
+    cache: Cache, eventually: Eventually, tmp_path: Path, reliability: Reliability, name: str
 ) -> None:
     machine = tmp_path / "bare.toml"
     machine.write_text('[machine]\nmemory = "512M"\n')
@@ -105,9 +105,11 @@ def test_what_was_being_made_is_not_half_published(
         stderr=subprocess.DEVNULL,
     ) as maker:
         eventually(cache.guests, seconds=120)
+        begun = time.monotonic()
         maker.send_signal(getattr(signal, name))
         maker.wait(30)
     eventually(lambda: not cache.guests(), seconds=30)
+    seconds = time.monotonic() - begun
     published = cache.path / "store" / KIND
     assert not published.exists() or list(published.iterdir()) == []
     subprocess.run(
@@ -117,6 +119,9 @@ def test_what_was_being_made_is_not_half_published(
         check=True,
         stdout=subprocess.DEVNULL,
     )
+    assert cache.locked() == []
+    said = "no QEMU, no lock left; nothing half made is published"
+    reliability(f"{name} while a template is made", said, seconds, 2)
 
 
 def small_disk(*folders: Path, size: str) -> list[str]:

@@ -228,7 +228,11 @@ def test_the_guest_refuses_another_key(victim: Guest, template: Template) -> Non
         Ssh(victim.ssh.port, stranger, check=victim.vm.check).connect(60)
 
 
-def test_a_qemu_that_refuses_an_argument_is_quoted(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_qemu_that_refuses_an_argument_is_quoted(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+    monkeypatch.setattr(Ssh, "connect", lambda *_, **__: tried.append(_))
     machine = dataclasses.replace(recipe.machine, qemu_args=("-device", "nvh-no-such-device"))
     before = working_directories()
     with (
@@ -237,6 +241,7 @@ def test_a_qemu_that_refuses_an_argument_is_quoted(recipe: Recipe, tmp_path: Pat
     ):
         pass
     assert working_directories() <= before
+    assert tried == []
 
 
 def test_a_kernel_without_a_root_says_so(recipe: Recipe, tmp_path: Path) -> None:
