@@ -52,7 +52,7 @@ from harness.verdict.expectation import Case, Mismatch, NotProven
 from harness.verdict.judge import SPLAT, ComparedNothing, Splat, judge, yields_to_splat
 from harness.verdict.status import Status
 
-pytest_plugins = ["harness.fixtures"]
+pytest_plugins = ["harness.fixtures", "harness.interrupts"]
 
 _ROW = re.compile(r"\b([A-Za-z])(\d{1,3})\b(?!\w)")
 

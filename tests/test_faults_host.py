@@ -82,6 +82,30 @@ def test_a_signal_leaves_nothing_behind(
     )
 
 
+@pytest.mark.parametrize("moment", [a_guest, first_result])
+def test_workers_do_not_go_on_when_their_controller_is_told_to_end(
+    started: Started,
+    eventually: Eventually,
+    reliability: Reliability,
+    moment: Callable[[Run], bool],
+) -> None:
+    """As kill(1) and CI systems do; from a terminal the signal reaches all processes by itself."""
+    run = started(CHEAP)
+    eventually(lambda: moment(run), seconds=240)
+    begun = time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    out = run.end(60)
+    eventually(lambda: not run.cache.guests(), seconds=60)
+    seconds = time.monotonic() - begun
+    assert run.process.returncode == 130, out
+    assert run.cache.locked() == []
+    # They were told: xdist alone kills them after 10 s, and nobody ends their guests in order.
+    log = (run.results / "latest" / "harness.log").read_text()
+    assert "the controller was interrupted" in log
+    what = f"SIGTERM to the harness with two workers, {moment.__name__.replace('_', ' ')}"
+    reliability(what, "exit status 130: no QEMU, no lock left; results readable", seconds, 2)
+
+
 def test_the_controller_of_two_workers_is_killed(started: Started, eventually: Eventually) -> None:
     run = started(CHEAP)
     eventually(lambda: a_guest(run), seconds=240)
