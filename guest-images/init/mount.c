@@ -1,8 +1,9 @@
 /*
  * Mounts a file system and says what it is: mount(8), mkdir, touch, xfs_io, grep and rm in one program,
- * since under TCG each of them costs a guest more than the mount itself.
+ * since under TCG each of them costs a guest more than the mount itself.  Unmounts as well.
  *
  *     mount TYPE DEVICE PATH OPTIONS
+ *     mount PATH
  *
  * It makes PATH, mounts, and writes two lines: the stx_attributes of a fresh regular file on the mount,
  * in hexadecimal, and the options that /proc/mounts shows.  Status 1 and a line on stderr when refused.
@@ -30,8 +31,10 @@ int main(int argc, char **argv)
 	FILE *mounts;
 	int fd;
 
+	if (argc == 2)
+		return umount2(argv[1], 0) ? fail("umount", argv[1]) : 0;
 	if (argc != 5) {
-		fprintf(stderr, "usage: mount TYPE DEVICE PATH OPTIONS\n");
+		fprintf(stderr, "usage: mount [TYPE DEVICE] PATH [OPTIONS]\n");
 		return 2;
 	}
 	if (mkdir(argv[3], 0755) && errno != EEXIST)

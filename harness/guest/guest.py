@@ -229,7 +229,7 @@ class Guest:
             if self.broken is None:
                 # Not lazily: a mount that cannot be undone is worth knowing about.
                 with contextlib.suppress(WorkloadError):
-                    self.run(f"umount {path}", timeout=30.0)
+                    self.run(filesystem.unmount_command(path), timeout=30.0)
 
     def cut_power(self) -> None:
         """Kill QEMU at once: what was not on an NVDIMM is gone."""
