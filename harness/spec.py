@@ -26,6 +26,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 _PCI_ADDRESS = re.compile(r"(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-1][0-9a-f]\.[0-7]")
 #: Debian Policy 5.6.1; apt would take a "-" or "+" at the end for what to do with the package.
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9]")
+_MODULE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_-]*")
 _QEMU_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -66,6 +67,7 @@ class PciDevice:
     host: str | None  # DDDD:BB:DD.F on the host
     vfio: bool  # whether the harness binds it to vfio-pci in the guest
     port: bool  # behind a PCIe root port of its own, plugged into a clone after its start
+    on_demand: bool  # into a clone only when its test asks for it: Guest.plug()
     options: tuple[tuple[str, str], ...]
     id: str | None  # vendor:device as the guest sees it; found by address when None
 
@@ -84,6 +86,9 @@ class Machine:
     kernel_args: tuple[str, ...]
     qemu_args: tuple[str, ...]
     packages: tuple[str, ...]  # in its root image besides those of every guest
+    modules: tuple[
+        str, ...
+    ]  # loaded when it is made ready, where its kernel and processor have them
 
     @property
     def has_host_device(self) -> bool:
@@ -125,6 +130,7 @@ def load_machine(file: Path) -> Machine:
         kernel_args=table.strings("kernel_args"),
         qemu_args=table.strings("qemu_args"),
         packages=_packages(table),
+        modules=_modules(table),
     )
     table.done()
     root.done()
@@ -179,6 +185,14 @@ def _packages(table: Table) -> tuple[str, ...]:
         if not _PACKAGE.fullmatch(package):
             raise table.error("packages", f"{package!r} is not the name of a package")
     return packages
+
+
+def _modules(table: Table) -> tuple[str, ...]:
+    modules = table.strings("modules")
+    for module in modules:
+        if not _MODULE.fullmatch(module):
+            raise table.error("modules", f"{module!r} is not the name of a module")
+    return modules
 
 
 def _name(table: Table) -> str:
@@ -278,11 +292,14 @@ def _pci(table: Table) -> PciDevice:
         raise table.error("id", f"{ident!r} is not vendor:device", hint='such as "1234:11e8"')
     vfio = table.boolean("vfio", False)
     port = table.boolean("port", False)
+    on_demand = table.boolean("on_demand", False)
     table.done()
     for key, _ in options:
         if port and key in ("addr", "bus"):
             raise table.error("port", f"a root port of its own and options {key} contradict")
-    return PciDevice(name, device, host, vfio, port, tuple(options), ident)
+    if on_demand and (vfio or not port):
+        raise table.error("on_demand", "is for a device with port = true and without vfio = true")
+    return PciDevice(name, device, host, vfio, port, on_demand, tuple(options), ident)
 
 
 def _check_names(machine: Machine, dimms: list[Table], devices: list[Table]) -> None:

@@ -19,7 +19,7 @@ SECONDS = 4
 _DM_DELAY = """
 [ -b /dev/mapper/nvh-slow ] && exit 0
 modprobe -q brd rd_nr=1 rd_size=1024
-modprobe -q dm-delay
+[ -d /sys/module/dm_delay ] || modprobe -q dm-delay
 [ -b /dev/ram0 ] || exit 1
 DM_DISABLE_UDEV=1 dmsetup create nvh-slow --table "0 2048 delay /dev/ram0 0 {milliseconds}"
 """

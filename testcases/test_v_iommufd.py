@@ -207,12 +207,14 @@ def test_v20_shared_memory(guest: Guest, case: Case, mode: str, source: str) -> 
 
 
 @both
-@pytest.mark.kernel_args("secretmem.enable=1")
 def test_v20_secret_memory(guest: Guest, case: Case, mode: str) -> None:
     """Pages of memfd_secret are out of the kernel's own reach and must not be pinned."""
     seen = through(guest, case, mode, "--source", "secret")
     if seen["mmap"] == "ENOSYS":
-        case.skip("the kernel has no memfd_secret", enable="set CONFIG_SECRETMEM=y (v5.14)")
+        case.skip(
+            "the kernel has no memfd_secret",
+            enable="set CONFIG_SECRETMEM=y (v5.14), boot with secretmem.enable=1",
+        )
     case.expect("secret", seen["map"])
     expect_refused(case, seen)
 

@@ -112,11 +112,13 @@ def test_v7_shared_memory(guest: Guest, case: Case, source: str) -> None:
     case.expect("huge pages free at the end", free, right=pages)
 
 
-@pytest.mark.kernel_args("secretmem.enable=1")
 def test_v7_secret_memory(guest: Guest, case: Case) -> None:
     """Pages of memfd_secret are out of the kernel's own reach and must not be pinned."""
     seen = observe(guest, case, "vfio_map", "--source", "secret")
     if seen["mmap"] == "ENOSYS":
-        case.skip("the kernel has no memfd_secret", enable="set CONFIG_SECRETMEM=y (v5.14)")
+        case.skip(
+            "the kernel has no memfd_secret",
+            enable="set CONFIG_SECRETMEM=y (v5.14), boot with secretmem.enable=1",
+        )
     case.expect("secret", seen["map"])
     expect_refused(case, seen)

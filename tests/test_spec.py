@@ -99,6 +99,7 @@ def test_the_digest_tells_machines_apart(machine_of: Load) -> None:
         ('[machine]\nqemu_args = "-s"', "[machine] qemu_args", "list of strings"),
         ('[machine]\npackages = ["fio", "a b"]', "[machine] packages", "name of a package"),
         ('[machine]\npackages = ["-fio"]', "[machine] packages", "name of a package"),
+        ('[machine]\nmodules = ["kvm; reboot"]', "[machine] modules", "name of a module"),
         ('[machine]\npackages = ["fio-"]', "[machine] packages", "name of a package"),
         ("machine = 1", "machine", "not a table"),
         ("[nvdimm]\n", "nvdimm", "[[nvdimm]]"),
@@ -179,6 +180,16 @@ def test_the_digest_tells_machines_apart(machine_of: Load) -> None:
             dimm(more=namespace("raw", 'map = "dev"')),
             "[nvdimm #1.namespace] map",
             "a raw namespace has no struct pages",
+        ),
+        (
+            '[[pci]]\nname = "d"\ndevice = "nvme"\non_demand = true',
+            "[pci #1] on_demand",
+            "port = true",
+        ),
+        (
+            '[[pci]]\nname = "d"\ndevice = "nvme"\nport = true\nvfio = true\non_demand = true',
+            "[pci #1] on_demand",
+            "without vfio = true",
         ),
         (
             '[[pci]]\nname = "d"\ndevice = "nvme"\nport = true\noptions = { addr = "5" }',

@@ -219,6 +219,7 @@ def make_ready(guest: Guest, *, plugged: bool = True, existing: bool = False) ->
     guest.facts.update(provision.iommu_facts(guest.machine, run))
     made = provision.create_namespaces(guest.machine, run, existing=existing)
     guest.namespaces = made if existing else filesystem.make_all(guest.machine, made, run)
+    provision.load_modules(guest.machine, run)
     guest.facts["namespaces"] = {
         name: f"{space.mode} {space.device} align {space.align} size {space.size}"
         for name, space in guest.namespaces.items()

@@ -8,21 +8,20 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.errors import GuestHung, GuestLost, ImageError
 from harness.guest import launch
 from harness.guest.boot import RAM, write_script
 from harness.guest.guest import Guest
-from harness.guest.provision import VfioInfo, pci_addresses
+from harness.guest.provision import VfioInfo, await_device, pci_addresses, plug_in
 from harness.guest.ssh import CommandTimeout, Ssh
 from harness.guest.template import DMESG, STATE, Template, copy_sparse, nvdimm_file
-from harness.qemu import argv, snapshot
+from harness.qemu import snapshot
 from harness.qemu.argv import Memory
 from harness.qemu.vm import Vm
 from harness.rundir import rundir
-from harness.spec import PciDevice
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +73,8 @@ def cloned(
         running = time.monotonic() - begun
         # A vfio device behind a root port is waited for in the guest; the others can come after
         # the session, which they would only slow down.
-        _plug(vm, [device for device in recipe.machine.pci if device.port and device.vfio])
+        late = [device for device in recipe.machine.pci if device.port and not device.on_demand]
+        plug_in(vm, [device for device in late if device.vfio])
         nonce = _wake(template, vm)
         guest = Guest(
             machine=recipe.machine,
@@ -98,7 +98,8 @@ def cloned(
         guest.facts["running_seconds"] = round(running, 3)
         guest.facts["connected_seconds"] = round(connected, 3)
         guest.facts["ssh_seconds"] = round(time.monotonic() - begun, 3)
-        _await(guest, _plug(vm, [d for d in recipe.machine.pci if d.port and not d.vfio]))
+        for address in plug_in(vm, [device for device in late if not device.vfio]):
+            await_device(guest.run, address)
         yield guest
 
 
@@ -114,29 +115,6 @@ def prove(template: Template) -> None:
     """Start a clone of a template once; raises what keeps it from becoming a guest."""
     with tempfile.TemporaryDirectory(prefix="nvh-") as folder, cloned(template, Path(folder)):
         pass
-
-
-def _plug(vm: Vm, devices: Sequence[PciDevice]) -> list[str]:
-    """Plug devices in and return their addresses."""
-    for device in devices:
-        vm.qmp.execute("device_add", argv.plug(device))
-    addresses = pci_addresses(vm) if devices else {}
-    return [addresses[device.name] for device in devices]
-
-
-def _await(guest: Guest, addresses: Sequence[str]) -> None:
-    """Wait until the guest's kernel has found devices that were plugged in."""
-    for address in addresses:
-        done = guest.run(
-            f"for try in $(seq 500); do [ ! -e /sys/bus/pci/devices/{address} ] || exit 0; "
-            "sleep 0.02; done; exit 1",
-            check=False,
-        )
-        if done.status != 0:
-            raise GuestLost(
-                f"the guest did not find the device at {address} that was plugged in",
-                hint="set CONFIG_HOTPLUG_PCI_ACPI=y or CONFIG_HOTPLUG_PCI_PCIE=y",
-            )
 
 
 def _wake(template: Template, vm: Vm) -> str:

@@ -20,7 +20,13 @@ from harness.errors import (
 from harness.guest import diagnosis, filesystem, ktap
 from harness.guest.filesystem import Mount
 from harness.guest.ktap import WorkloadResult
-from harness.guest.provision import NamespaceInfo, VfioInfo
+from harness.guest.provision import (
+    NamespaceInfo,
+    VfioInfo,
+    await_device,
+    pci_addresses,
+    plug_in,
+)
 from harness.guest.serial_shell import SerialShell
 from harness.guest.ssh import CommandTimeout, Result, Ssh
 from harness.images.store import file_hash
@@ -193,6 +199,19 @@ class Guest:
                 f"machine {self.machine.name} has no vfio device {name!r}",
                 hint="add a [[pci]] table with vfio = true",
             ) from None
+
+    def plug(self, name: str) -> str:
+        """Return the PCI address of a device that is on_demand; a clone is given it now."""
+        device = next((d for d in self.machine.pci if d.name == name and d.on_demand), None)
+        if device is None:
+            raise UsageError(
+                f"machine {self.machine.name} has no device {name!r} on demand",
+                hint="add a [[pci]] table with port = true and on_demand = true",
+            )
+        # A guest that was booted has had it from the start.
+        address = pci_addresses(self.vm).get(name) or plug_in(self.vm, [device])[0]
+        await_device(self.run, address)
+        return address
 
     @contextlib.contextmanager
     def mounted(

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from harness.errors import GuestLost
 from harness.guest.ssh import Result
+from harness.qemu import argv
 from harness.qemu.vm import Vm
-from harness.spec import Machine, Nvdimm
+from harness.spec import Machine, Nvdimm, PciDevice
 
 #: ndctl's time for one namespace under TCG is 1 to 3 s; this is for a loaded host.
 NDCTL_TIMEOUT = 120.0
@@ -176,6 +177,37 @@ def pci_addresses(vm: Vm) -> dict[str, str]:
     for bus in vm.qmp.execute("query-pci"):
         walk(bus["devices"])
     return found
+
+
+def plug_in(vm: Vm, devices: Sequence[PciDevice]) -> list[str]:
+    """Plug devices in and return their addresses."""
+    for device in devices:
+        vm.qmp.execute("device_add", argv.plug(device))
+    addresses = pci_addresses(vm) if devices else {}
+    return [addresses[device.name] for device in devices]
+
+
+def await_device(run: Runner, address: str) -> None:
+    """Wait until the guest's kernel has found a device that was plugged in."""
+    done = run(
+        f"for try in $(seq 500); do [ ! -e /sys/bus/pci/devices/{address} ] || exit 0; "
+        "sleep 0.02; done; exit 1",
+        check=False,
+    )
+    if done.status != 0:
+        raise GuestLost(
+            f"the guest did not find the device at {address} that was plugged in",
+            hint="set CONFIG_HOTPLUG_PCI_ACPI=y or CONFIG_HOTPLUG_PCI_PCIE=y",
+        )
+
+
+def load_modules(machine: Machine, run: Runner) -> None:
+    """Load what many tests use, once for all clones: kvm_amd costs a second under TCG.
+
+    One that cannot be loaded is no fault: who needs it finds that out.
+    """
+    if machine.modules:
+        run(f"for m in {' '.join(machine.modules)}; do modprobe -q $m; done; true", timeout=60.0)
 
 
 #: What makes a kernel use the machine's IOMMU.
