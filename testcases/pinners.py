@@ -14,7 +14,7 @@ from testcases.vfio_steps import prove_oracle, references_left
 # There need not be a udev in the guest: devtmpfs makes the nodes.  Each prints what longpin's
 # --device is to be, or nothing.
 _RDMA = """
-modprobe -qa rdma_rxe ib_uverbs
+[ -d /sys/module/rdma_rxe ] && [ -d /sys/module/ib_uverbs ] || modprobe -qa rdma_rxe ib_uverbs
 for interface in /sys/class/net/*/device; do interface=${interface%/device}; break; done
 [ -d /sys/class/infiniband/nvh-rxe ] ||
     rdma link add nvh-rxe type rxe netdev ${interface##*/} 2>/dev/null

@@ -232,7 +232,7 @@ class Guest:
         path = f"/mnt/{namespace.name}"
         command = filesystem.mount_command(fstype, namespace.device, path, dax)
         # modprobe(8) knows of soft dependencies; the kernel's own request comes too late.
-        modprobe = f"modprobe -q {fstype}; "
+        modprobe = f"[ -d /sys/module/{fstype} ] || modprobe -q {fstype}; "
         if mkfs is None:
             command = modprobe + command
         # The one that provisioning made is as good as new, once.
