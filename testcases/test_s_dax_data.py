@@ -50,6 +50,7 @@ def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) 
     case.prove("the file is DAX", facts["dax"])
     if "trace_missing" in facts:
         case.skip(f"no tracepoints: {facts['trace_missing']}", enable="set CONFIG_FTRACE=y")
+    case.prove("MAP_SYNC had its block made durable", facts["sync_faults"] > 0)
     stored = {
         "stored": (3, 4, 700),
         "nothing": (),
@@ -60,6 +61,7 @@ def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) 
         "range": (8,),
         "rest": (800,),
         "unmapped": (9,),
+        "map_sync": (6,),
     }
     with case.gathered():
         for what, pages in stored.items():

@@ -200,6 +200,8 @@ int main(int argc, char **argv)
 	} else if (which == CASE_AFTER_UNMAP) {
 		attempt(&edu, &trip, at, true);
 		attempt(&edu, &trip, at, false);
+		/* The end of the range as well: a flush may have covered a part of it. */
+		attempt_write(&edu, &trip, trip.size - ATTEMPT, "last_write_fault");
 	} else {
 		map(&vfio, &trip, false);
 		/*

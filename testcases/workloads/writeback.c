@@ -40,6 +40,27 @@ static void report(const char *what, int err)
 	nvh_step(true, "%s", what);
 }
 
+/*
+ * A store through MAP_SYNC: its fault makes the new block durable and maps it on a way of its own
+ * (dax_finish_sync_fault()), and the data is as dirty as any.
+ */
+static void report_map_sync(const char *path, size_t skew)
+{
+	char beside[4096], *view;
+
+	snprintf(beside, sizeof(beside), "%s-sync", path);
+	fd = open(beside, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0 || fallocate(fd, 0, 0, SIZE))
+		nvh_bail("%s cannot be made: %s", beside, nvh_errname(errno));
+	view = memory_map_aligned(fd, SIZE, 0, PROT_READ | PROT_WRITE, MAP_SHARED_VALIDATE | MAP_SYNC, skew);
+	store(view, 6);
+	nvh_fact_int("sync_faults", (long long)trace_count("dax_insert_pfn_mkwrite", " NOPAGE"));
+	trace_clear();
+	report("map_sync", fsync(fd));
+	munmap(view, SIZE);
+	close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	const char *path = NULL;
@@ -97,6 +118,8 @@ int main(int argc, char **argv)
 	store(other, 9);
 	munmap(other, SIZE);
 	report("unmapped", fsync(fd));
+	close(fd);
+	report_map_sync(path, skew);
 	trace_stop();
 	return nvh_end();
 }
