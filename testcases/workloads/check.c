@@ -1,0 +1,88 @@
+#include "check.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "nvh.h"
+#include "watch.h"
+
+static char *wrong; /* shared with the checks */
+#define WRONG_SIZE 200
+
+void check_differs(const char *fmt, ...)
+{
+	va_list args;
+
+	if (wrong[0])
+		return;
+	va_start(args, fmt);
+	vsnprintf(wrong, WRONG_SIZE, fmt, args);
+	va_end(args);
+}
+
+/* Waits so long at most; true when the child is gone. */
+static bool await(pid_t child, double seconds, int *status, struct rusage *usage)
+{
+	double until = nvh_now() + seconds;
+
+	while (wait4(child, status, WNOHANG, usage) == 0) {
+		if (nvh_now() > until)
+			return false;
+		nvh_sleep(0.01);
+	}
+	return true;
+}
+
+/* Says where it is, and ends it. */
+static void give_up(pid_t child)
+{
+	struct sight seen = {.state = '-'};
+	struct rusage usage = {0}; /* not known of one that stays in D state */
+	char where[64];
+	int status;
+
+	watch_look(child, &seen);
+	snprintf(where, sizeof(where), "%.*s", (int)strcspn(seen.stack, " "), seen.stack);
+	kill(child, SIGKILL);
+	await(child, 3, &status, &usage);
+	check_differs("no end: %c in %s, %ld page faults", seen.state, where[0] ? where : "no stack",
+		      usage.ru_minflt + usage.ru_majflt);
+}
+
+bool check_run(const char *name, void (*check)(const void *arg), const void *arg, double seconds)
+{
+	struct rusage usage;
+	bool ended;
+	int status = 0;
+	pid_t child;
+
+	if (!wrong)
+		wrong = mmap(NULL, WRONG_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (wrong == MAP_FAILED)
+		nvh_bail("mmap: %s", nvh_errname(errno));
+	wrong[0] = '\0';
+	child = fork();
+	if (child < 0)
+		nvh_bail("fork: %s", nvh_errname(errno));
+	if (child == 0) {
+		check(arg);
+		_exit(0);
+	}
+	ended = await(child, seconds, &status, &usage);
+	if (!ended)
+		give_up(child);
+	else if (WIFEXITED(status) && WEXITSTATUS(status))
+		_exit(WEXITSTATUS(status)); /* it has said why */
+	else if (WIFSIGNALED(status))
+		check_differs("killed by %s", sigabbrev_np(WTERMSIG(status)));
+	nvh_fact_str(name, wrong[0] ? wrong : "OK");
+	nvh_step(true, "%s: %s", name, wrong[0] ? wrong : "OK");
+	return ended;
+}
