@@ -15,6 +15,7 @@ from testcases.vfio_steps import (
     aligned,
     disable_and_enable,
     expect_all,
+    expect_blocked,
     expect_pinned,
     expect_refused,
     observe,
@@ -289,3 +290,11 @@ def test_v20_other_memory(guest: Guest, case: Case, mode: str) -> None:
     seen = through(guest, case, mode, "--case", "remap", program="vfio_fault")
     for what in ("device_read", "device_write", "memory"):
         case.expect(what, seen[what])
+
+
+@both
+@pytest.mark.parametrize("how", ["read-only", "downgrade", "after-unmap"])
+def test_v20_blocked_access(guest: Guest, case: Case, mode: str, how: str) -> None:
+    """What the mapping does not allow does not happen, and the IOMMU says so."""
+    case.allow("^DMAR: DMA (Read|Write) fault")
+    expect_blocked(case, through(guest, case, mode, "--case", how, program="vfio_fault"))

@@ -121,3 +121,15 @@ def disable_and_enable(guest: Guest, name: str) -> str:
     done = guest.run(f"ndctl disable-namespace {dev}", timeout=20.0, check=False)
     guest.run(f"ndctl enable-namespace {dev}", timeout=60.0)
     return "ended" if done.status == 0 else done.stderr.strip()
+
+
+def expect_blocked(case: Case, seen: dict[str, Any]) -> None:
+    """Expect that vfio_fault's accesses did not arrive, and that the IOMMU told of them."""
+    case.expect("memory", seen["memory"])
+    # That nothing arrived says little unless the mapping was live: what it allows was done.
+    case.expect("live", seen.get("device_read", seen.get("device_write")))
+    case.expect("fault", seen["write_fault"] != "none")
+    case.expect("fault address", seen["write_fault_address"], right=0x4000000)
+    if "read" in seen:
+        case.expect("read", seen["read"])
+        case.expect("fault", seen["read_fault"] != "none")
