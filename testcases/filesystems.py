@@ -15,6 +15,9 @@ NAMES = ("ext4", "xfs")
 
 NAMESPACE = {"ext4": "fsdax0", "xfs": "fsdax1"}
 
+#: What puts large files on 2 MiB borders, for mkfs.
+ALIGNED = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}
+
 #: A status that no file system's checker has.
 _STILL_MOUNTED = 99
 # In the shell alone: under TCG a program costs what the whole of a small check does.

@@ -8,12 +8,9 @@ import pytest
 
 from harness.guest import Guest
 from harness.verdict.expectation import Case
-from testcases.filesystems import NAMES, dax_mount
+from testcases.filesystems import ALIGNED, NAMES, dax_mount
 
 _LEVELS = {"4k": "pages_4k", "2m": "pages_2m", "1g": "pages_1g"}
-
-#: What makes a file system put large files on 2 MiB borders.
-_ALIGNED = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}
 
 
 def run_vm(guest: Guest, case: Case, *options: str) -> dict[str, Any]:
@@ -74,7 +71,7 @@ def test_k1_small_pages(guest: Guest, case: Case, memory: str) -> None:
 @pytest.mark.parametrize("fs", NAMES)
 def test_k2_dax_file(guest: Guest, case: Case, fs: str, offset: str) -> None:
     """An aligned file gives one 2 MiB page, a misaligned one none."""
-    with dax_mount(guest, case, fs, mkfs=_ALIGNED[fs]) as mount:
+    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
         if fs == "xfs":
             guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
         guest.workload("dax_state", "--path", f"{mount.path}/a", "--create", "8M")
@@ -89,7 +86,7 @@ def test_k2_dax_file(guest: Guest, case: Case, fs: str, offset: str) -> None:
 @pytest.mark.parametrize("fs", NAMES)
 def test_k3_memory_is_truncated(guest: Guest, case: Case, fs: str, how: str) -> None:
     """The VM's file is cut to nothing: its next access fails, and new memory is used as such."""
-    with dax_mount(guest, case, fs, mkfs=_ALIGNED[fs]) as mount:
+    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
         source = f"file:{mount.path}/a"
         facts = run_vm(guest, case, "--source", source, "--offset", "2M", "--truncate", how)
         case.prove("the file is DAX", facts["dax"])

@@ -11,6 +11,7 @@ import pytest
 from harness.guest import Guest
 from harness.verdict.expectation import Case
 from testcases.filesystems import (
+    ALIGNED,
     NAMES,
     checked,
     dax_mount,
@@ -33,6 +34,25 @@ def test_l1_operation_waits_for_the_pin(guest: Guest, case: Case, fs: str, opera
     """It waits in the layout break for both pins, touches nothing meanwhile, then does its work."""
     with dax_mount(guest, case, fs) as mount:
         facts = layout(guest, f"{mount.path}/a", "--op", operation, "--pin-page", "3,9")
+    judge(
+        case, facts, "returned_while_pinned", "seen_waiting", "state", "blocks_pinned", "hung_in",
+        "op", "content", "content_mapped", "pipe_kept", blocks_pinned=facts["blocks_before"],
+    )  # fmt: skip
+
+
+@every_fs
+@pytest.mark.parametrize("operation", ["truncate", "punch", "collapse"])
+def test_l1_operation_waits_for_a_page_of_a_huge_entry(
+    guest: Guest, case: Case, fs: str, operation: str
+) -> None:
+    """The file is one entry of 2 MiB, and the pinned pages are neither its first nor its last."""
+    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
+        hint = f"xfs_io -c 'extsize 2m' {mount.path}" if fs == "xfs" else "true"
+        guest.run(hint)
+        options = ("--pages", "512", "--pin-page", "3,300")
+        facts = layout(guest, f"{mount.path}/a", "--op", operation, *options)
+    huge = facts.get("huge", "no tracepoints")
+    case.prove("the entry is huge", huge is True, seen=huge)
     judge(
         case, facts, "returned_while_pinned", "seen_waiting", "state", "blocks_pinned", "hung_in",
         "op", "content", "content_mapped", "pipe_kept", blocks_pinned=facts["blocks_before"],

@@ -10,10 +10,7 @@ import pytest
 from harness.guest import Guest
 from harness.guest.filesystem import Mount
 from harness.verdict.expectation import Case
-from testcases.filesystems import NAMES, NAMESPACE, dax_mount, remounted, unmounted_state
-
-#: What puts large files on 2 MiB borders.
-_ALIGNED = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}
+from testcases.filesystems import ALIGNED, NAMES, NAMESPACE, dax_mount, remounted, unmounted_state
 
 every_fs = pytest.mark.parametrize("fs", NAMES)
 every_size = pytest.mark.parametrize("size", ["4K", "2M"])
@@ -24,7 +21,7 @@ every_size = pytest.mark.parametrize("size", ["4K", "2M"])
 def test_s12_content(guest: Guest, case: Case, fs: str, size: str) -> None:
     """Every way to change a file is seen by every way to look at it, and after a remount."""
     small = ("--small",) if size == "4K" else ()
-    with dax_mount(guest, case, fs, mkfs=_ALIGNED[fs]) as mount:
+    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
         directory = f"{mount.path}/d"
         hint = f"xfs_io -c 'extsize 2m' {directory}" if fs == "xfs" else "true"
         guest.run(f"mkdir {directory} && {hint}")
@@ -43,7 +40,7 @@ def test_s12_content(guest: Guest, case: Case, fs: str, size: str) -> None:
 def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) -> None:
     """A sync writes back what was stored since the last one: all of it, and nothing else."""
     small = ("--small",) if size == "4K" else ()
-    with dax_mount(guest, case, fs, mkfs=_ALIGNED[fs]) as mount:
+    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
         if fs == "xfs":
             guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
         facts = guest.workload("writeback", "--file", f"{mount.path}/a", *small).facts
@@ -82,7 +79,7 @@ def test_s5_reflinked_files_copy_on_write(guest: Guest, case: Case, copied: str)
 
     So much is to be copied at once; for 2 MiB it takes one entry of the page table.
     """
-    mkfs = ("-m", "reflink=1", *_ALIGNED["xfs"])
+    mkfs = ("-m", "reflink=1", *ALIGNED["xfs"])
     with _reflinking_mount(guest, case, mkfs) as mount:
         directory = f"{mount.path}/d"
         guest.run(f"mkdir {directory} && xfs_io -c 'cowextsize {copied.lower()}' {directory}")
@@ -111,7 +108,7 @@ def test_s5_reflinked_files_copy_on_write(guest: Guest, case: Case, copied: str)
 )
 def test_s14_one_page_of_a_huge_entry(guest: Guest, case: Case, operation: str, fs: str) -> None:
     """What happens to one page of 2 MiB loses no other's store: neither here nor for the sync."""
-    mkfs = (*(("-m", "reflink=1") if fs == "xfs" else ()), *_ALIGNED[fs])
+    mkfs = (*(("-m", "reflink=1") if fs == "xfs" else ()), *ALIGNED[fs])
     mounted = _reflinking_mount(guest, case, mkfs) if fs == "xfs" else None
     with mounted or dax_mount(guest, case, fs, mkfs=mkfs) as mount:
         directory = f"{mount.path}/d"

@@ -14,6 +14,7 @@ from harness.images import kconfig
 from harness.lab import Lab
 from harness.verdict.expectation import Case
 from testcases.filesystems import (
+    ALIGNED,
     NAMES,
     NAMESPACE,
     dax_mount,
@@ -361,8 +362,7 @@ def test_s11_huge_faults(guest: Guest, case: Case, fs: str, place: str) -> None:
     The address may be misaligned, or the blocks shifted: where they lie 4 KiB off on the device.
     """
     # The file system is told to put extents on 2 MiB boundaries of the device.
-    mkfs = {"ext4": ("-E", "stride=512,stripe-width=512"), "xfs": ("-d", "su=2m,sw=1")}[fs]
-    with dax_mount(guest, case, fs, mkfs=mkfs) as mount:
+    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
         file = f"{mount.path}/a"
         if fs == "xfs":
             guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")

@@ -23,10 +23,12 @@
 #include "nvh.h"
 #include "pin.h"
 #include "refcount.h"
+#include "trace.h"
 #include "waiting.h"
 #include "watch.h"
 
 #define MAX_PINS 4
+#define HUGE_PAGES 512
 
 static const char *const signals[] = {"handler", "kill", NULL};
 
@@ -90,6 +92,9 @@ static void make_file(const char *path, int *fd)
 	*fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (*fd < 0)
 		nvh_bail("%s: %s", path, nvh_errname(errno));
+	/* In one piece, for an entry of 2 MiB. */
+	if (run.pages >= HUGE_PAGES && fallocate(*fd, 0, 0, (off_t)run.pages * (off_t)page))
+		nvh_bail("fallocate of %s: %s", path, nvh_errname(errno));
 	for (int i = 0; i < run.pages; i++) {
 		model_fill(buffer, OWNER_FIRST, i);
 		if (pwrite(*fd, buffer, page, (off_t)i * (off_t)page) != (ssize_t)page)
@@ -109,13 +114,16 @@ static void make_mapping(void)
 	run.map_fd = run.fd;
 	if (run.pin_path)
 		make_file(run.pin_path, &run.map_fd);
-	run.map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, run.map_fd, 0);
-	if (run.map == MAP_FAILED)
-		nvh_bail("mmap: %s", nvh_errname(errno));
+	run.map = memory_map_aligned(run.map_fd, size, 0, PROT_READ | PROT_WRITE, MAP_SHARED, 0);
 	/* The child of the operation must not hold mappings of its own. */
 	madvise(run.map, size, MADV_DONTFORK);
 	/* A page that was never touched is not in the mapping and cannot be seen as busy. */
+	bool traced = run.pages >= HUGE_PAGES && trace_start();
+
 	memory_touch(run.map, size, true);
+	if (traced)
+		nvh_fact_bool("huge", trace_count("dax_pmd_fault_done", " NOPAGE") > 0);
+	trace_stop();
 	nvh_step(memory_check(run.map, size, OWNER_FIRST) == size, "the mapping holds the pattern");
 }
 
@@ -404,11 +412,11 @@ static void parse(int argc, char **argv)
 	nvh_options(argc, argv, "Change a file's layout while its pages are pinned.", options);
 	if (!run.path)
 		nvh_usage("--file PATH is needed");
-	run.pages = pages_option("pages", pages, 16, MODEL_MAX / 2);
+	run.op.kind = (enum fileop_kind)nvh_choice("op", op, fileop_kinds);
+	run.pages = pages_option("pages", pages, 16, run.op.kind == OP_INSERT ? MODEL_MAX / 2 : MODEL_MAX);
 	if (run.pages < 2)
 		nvh_usage("--pages: 2 at least");
 	run.kind = (enum pin_kind)nvh_choice("pin", pin, pin_kinds);
-	run.op.kind = (enum fileop_kind)nvh_choice("op", op, fileop_kinds);
 	run.op.path = run.path;
 	if (run.op.kind == OP_UMOUNT)
 		nvh_usage("--op umount: the workload unmount does that");
