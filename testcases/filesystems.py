@@ -44,6 +44,16 @@ def dax_mount(
 
 
 @contextlib.contextmanager
+def reflinking_mount(guest: Guest, case: Case) -> Iterator[Mount]:
+    """Mount xfs with DAX and reflink, which v6.0 was the first to have at once."""
+    mkfs = ("-m", "reflink=1", *ALIGNED["xfs"])
+    with guest.mounted(guest.namespace(NAMESPACE["xfs"]), "xfs", mkfs=mkfs) as mount:
+        enable = "set CONFIG_FS_DAX=y, from 6.0 on"
+        case.prove("files of the mount are DAX", mount.is_dax, enable=enable)
+        yield mount
+
+
+@contextlib.contextmanager
 def mounted_again(guest: Guest, fs: str) -> Iterator[Mount]:
     """Mount with dax=always what an earlier boot made with dax_mount()."""
     with guest.mounted(guest.namespace(NAMESPACE[fs]), fs, dax="always", mkfs=None) as mount:

@@ -16,6 +16,7 @@ from testcases.filesystems import (
     checked,
     dax_mount,
     give_up_reserves,
+    reflinking_mount,
     remounted,
     unmounted_state,
 )
@@ -56,6 +57,16 @@ def test_l1_operation_waits_for_a_page_of_a_huge_entry(
     judge(
         case, facts, "returned_while_pinned", "seen_waiting", "state", "blocks_pinned", "hung_in",
         "op", "content", "content_mapped", "pipe_kept", blocks_pinned=facts["blocks_before"],
+    )  # fmt: skip
+
+
+def test_l1_clone_onto_a_pinned_file(guest: Guest, case: Case) -> None:
+    """Another file's blocks are to take the place of the pinned ones."""
+    with reflinking_mount(guest, case) as mount:
+        facts = layout(guest, f"{mount.path}/a", "--op", "clone", "--pin-page", "3,9")
+    judge(
+        case, facts, "returned_while_pinned", "seen_waiting", "state", "hung_in", "op", "content",
+        "content_mapped", "pipe_kept",
     )  # fmt: skip
 
 

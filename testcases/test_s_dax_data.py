@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 
 from harness.guest import Guest
 from harness.guest.filesystem import Mount
 from harness.verdict.expectation import Case
-from testcases.filesystems import ALIGNED, NAMES, NAMESPACE, dax_mount, remounted, unmounted_state
+from testcases.filesystems import (
+    ALIGNED,
+    NAMES,
+    dax_mount,
+    reflinking_mount,
+    remounted,
+    unmounted_state,
+)
 
 every_fs = pytest.mark.parametrize("fs", NAMES)
 every_size = pytest.mark.parametrize("size", ["4K", "2M"])
@@ -79,8 +83,7 @@ def test_s5_reflinked_files_copy_on_write(guest: Guest, case: Case, copied: str)
 
     So much is to be copied at once; for 2 MiB it takes one entry of the page table.
     """
-    mkfs = ("-m", "reflink=1", *ALIGNED["xfs"])
-    with _reflinking_mount(guest, case, mkfs) as mount:
+    with reflinking_mount(guest, case) as mount:
         directory = f"{mount.path}/d"
         guest.run(f"mkdir {directory} && xfs_io -c 'cowextsize {copied.lower()}' {directory}")
         facts = guest.workload("reflink", "--directory", directory).facts
@@ -108,9 +111,8 @@ def test_s5_reflinked_files_copy_on_write(guest: Guest, case: Case, copied: str)
 )
 def test_s14_one_page_of_a_huge_entry(guest: Guest, case: Case, operation: str, fs: str) -> None:
     """What happens to one page of 2 MiB loses no other's store: neither here nor for the sync."""
-    mkfs = (*(("-m", "reflink=1") if fs == "xfs" else ()), *ALIGNED[fs])
-    mounted = _reflinking_mount(guest, case, mkfs) if fs == "xfs" else None
-    with mounted or dax_mount(guest, case, fs, mkfs=mkfs) as mount:
+    mounted = reflinking_mount(guest, case) if fs == "xfs" else None
+    with mounted or dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
         directory = f"{mount.path}/d"
         hint = f"xfs_io -c 'extsize 2m' {directory}" if fs == "xfs" else "true"
         guest.run(f"mkdir {directory} && {hint}")
@@ -129,15 +131,6 @@ def test_s14_one_page_of_a_huge_entry(guest: Guest, case: Case, operation: str, 
             for key in ("file", "other", "file_after", "other_after"):
                 case.expect(key, facts[key])
             _expect_kept(guest, case, mount)
-
-
-@contextlib.contextmanager
-def _reflinking_mount(guest: Guest, case: Case, mkfs: tuple[str, ...]) -> Iterator[Mount]:
-    """Mount xfs with DAX and reflink, which v6.0 was the first to have at once."""
-    with guest.mounted(guest.namespace(NAMESPACE["xfs"]), "xfs", mkfs=mkfs) as mount:
-        enable = "set CONFIG_FS_DAX=y, from 6.0 on"
-        case.prove("files of the mount are DAX", mount.is_dax, enable=enable)
-        yield mount
 
 
 def _expect_kept(guest: Guest, case: Case, mount: Mount) -> None:

@@ -3,8 +3,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/fs.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -15,8 +18,29 @@
 #include "nvh.h"
 #include "refcount.h"
 
-const char *const fileop_kinds[] = {"truncate", "punch", "collapse", "insert", "zero",
+const char *const fileop_kinds[] = {"truncate", "punch", "collapse", "insert", "zero", "clone",
 				    "read", "write", "fsync", "unlink", "umount", "none", NULL};
+
+/* Clones a new file of OWNER_SECOND's pages, as many as op->count, onto the file. */
+static int clone_onto(const struct fileop *op, int fd, char *page)
+{
+	ssize_t size = (ssize_t)memory_page();
+	char path[4096];
+	int source, result;
+
+	snprintf(path, sizeof(path), "%s-source", op->path);
+	source = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (source < 0)
+		return -1;
+	for (int i = 0; i < op->count; i++) {
+		model_fill(page, OWNER_SECOND, i);
+		if (pwrite(source, page, (size_t)size, i * size) != size)
+			return -1;
+	}
+	result = ioctl(fd, FICLONE, source);
+	close(source);
+	return result;
+}
 
 int fileop_do(const struct fileop *op, int fd, char *page)
 {
@@ -40,6 +64,9 @@ int fileop_do(const struct fileop *op, int fd, char *page)
 		break;
 	case OP_ZERO:
 		result = fallocate(fd, FALLOC_FL_ZERO_RANGE, at, length);
+		break;
+	case OP_CLONE:
+		result = clone_onto(op, fd, page);
 		break;
 	case OP_READ:
 		done = pread(fd, page, (size_t)size, at);
@@ -74,6 +101,10 @@ void fileop_model(const struct fileop *op, struct model *model)
 	case OP_PUNCH:
 	case OP_ZERO:
 		model_zero(model, op->at, op->count);
+		break;
+	case OP_CLONE:
+		for (int i = 0; i < op->count; i++)
+			model_set(model, i, OWNER_SECOND, i);
 		break;
 	case OP_COLLAPSE:
 		model_collapse(model, op->at, op->count);

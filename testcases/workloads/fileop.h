@@ -12,6 +12,7 @@
 
 enum fileop_kind {
 	OP_TRUNCATE, OP_PUNCH, OP_COLLAPSE, OP_INSERT, OP_ZERO, /* change the layout */
+	OP_CLONE, /* too: another file's blocks take the place of its own */
 	OP_READ, OP_WRITE, OP_FSYNC,                            /* do not */
 	OP_UNLINK, OP_UMOUNT, OP_NONE,
 };

@@ -394,7 +394,7 @@ static void parse(int argc, char **argv)
 		{"pin-file", &run.pin_path, NULL, "pin pages of this file instead"},
 		{"slow", &slow, NULL, "the slow block device of the odirect pins"},
 		{"slow-backing", &run.backing, NULL, "the quick device below it: give it a pattern of its own first"},
-		{"op", &op, NULL, "truncate, punch, collapse, insert, zero, read, write, fsync, unlink, none"},
+		{"op", &op, NULL, "truncate, punch, collapse, insert, zero, clone, read, write, fsync, unlink, none"},
 		{"op-page", &at, NULL, "where the operation starts (default 0; read and write: the last page)"},
 		{"op-pages", &count, NULL, "how many pages it covers (default all; collapse and insert: half)"},
 		{"observe", &observe, NULL, "seconds to watch while pinned until it is seen waiting (default 3)"},
