@@ -60,10 +60,23 @@ def test_l1_operation_waits_for_a_page_of_a_huge_entry(
     )  # fmt: skip
 
 
-def test_l1_clone_onto_a_pinned_file(guest: Guest, case: Case) -> None:
-    """Another file's blocks are to take the place of the pinned ones."""
+@pytest.mark.parametrize("pinned", ["older", "newer"])
+def test_l1_clone_onto_a_pinned_file(guest: Guest, case: Case, pinned: str) -> None:
+    """Another file's blocks are to take the place of the pinned ones.
+
+    Both files are locked, in the order of their inode numbers.
+    """
     with reflinking_mount(guest, case) as mount:
-        facts = layout(guest, f"{mount.path}/a", "--op", "clone", "--pin-page", "3,9")
+        file, source = f"{mount.path}/a", f"{mount.path}/a-source"
+        if pinned == "newer":
+            guest.run(f"touch {source}")
+        facts = layout(guest, file, "--op", "clone", "--pin-page", "3,9")
+        inodes = [int(word) for word in guest.run(f"stat -c %i {file} {source}").stdout.split()]
+    case.prove(
+        f"the pinned file is the {pinned} one",
+        (inodes[0] > inodes[1]) == (pinned == "newer"),
+        seen=inodes,
+    )
     judge(
         case, facts, "returned_while_pinned", "seen_waiting", "state", "hung_in", "op", "content",
         "content_mapped", "pipe_kept",
