@@ -86,9 +86,8 @@ class Machine:
     kernel_args: tuple[str, ...]
     qemu_args: tuple[str, ...]
     packages: tuple[str, ...]  # in its root image besides those of every guest
-    modules: tuple[
-        str, ...
-    ]  # loaded when it is made ready, where its kernel and processor have them
+    #: Loaded when it is made ready, where its kernel and processor have them.
+    modules: tuple[str, ...]
 
     @property
     def has_host_device(self) -> bool:

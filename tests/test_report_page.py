@@ -416,6 +416,7 @@ def test_every_pattern_of_the_views_meets_a_test() -> None:
         "test_v16_wrap",
         "test_v17_memlock",
         "test_v18_blocked_access",
+        "test_v20_blocked_access",
         "test_v20_ranges",
     }
 
