@@ -148,14 +148,11 @@ class Lab:
     def workloads(self) -> Path:
         """Where the workloads' binaries are: as was asked for, or where the Makefile put them.
 
-        Where it has not been run they are built into the store.
+        Where it has not been run since the sources changed they are built into the store.
         """
         if self.options.workloads:
             return self.options.workloads
-        made = workloads.folder() / "build"
-        if made.is_dir() or not workloads.folder().is_dir():
-            return made
-        return workloads.built(self.store, progress=self.say)
+        return workloads.made() or workloads.built(self.store, progress=self.say)
 
     def recipe(self, machine: Machine | None = None, *, append: tuple[str, ...] = ()) -> Recipe:
         """Return all that a boot depends on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -105,8 +106,14 @@ def test_a_program_of_somebody_elses(tree: Path, store: Store, tmp_path: Path) -
     assert tree.is_dir()
 
 
-def test_what_make_has_built_is_taken(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workloads, "built", lambda *_, **__: pytest.fail("it was built"))
-    (tree / "testcases/workloads/build").mkdir()
-    assert Lab(Options()).workloads == tree / "testcases/workloads/build"
+def test_what_make_has_built_is_taken_until_a_source_changes(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workloads, "built", lambda *_, **__: tree / "built")
+    folder = tree / "testcases" / "workloads"
+    assert Lab(Options()).workloads == tree / "built"
+    subprocess.run(["make", "-s", "-C", folder], check=True)
+    assert Lab(Options()).workloads == folder / "build"
     assert Lab(Options(workloads=tree)).workloads == tree
+    os.utime(folder / "common.h")
+    assert Lab(Options()).workloads == tree / "built"

@@ -18,11 +18,27 @@ _CFLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-static")
 _DEADLINE = 900.0
 #: What the environment may say to the Makefile.
 _HEARD = ("CC", "CFLAGS", "LDFLAGS")
+#: Not as a part of whatever make this runs below.
+_CLEAN = {"MAKEFLAGS": "", "MFLAGS": "", "MAKELEVEL": "0"}
 
 
 def folder() -> Path:
     """Return the directory of the sources and of their Makefile."""
     return paths.source_tree() / "testcases" / "workloads"
+
+
+def made() -> Path | None:
+    """Return where the Makefile put the programs; None where they are not those of the sources."""
+    there = folder() / "build"
+    if not there.is_dir():
+        return None
+    argv = [process.find("make", package="make"), "-q", *_make_words(there)]
+    return there if process.run(argv, timeout=60.0, env=_CLEAN, check=False).status == 0 else None
+
+
+def _make_words(target: Path) -> list[str]:
+    said = [f"{name}={os.environ[name]}" for name in _HEARD if name in os.environ]
+    return ["-C", str(folder()), f"BUILD={target}", f"REPORTS={paths.reports()}", *said]
 
 
 def built(store: Store, *, progress: Progress) -> Path:
@@ -40,12 +56,9 @@ def built(store: Store, *, progress: Progress) -> Path:
 
     def build(target: Path) -> None:
         progress("building the workloads; takes half a minute")
-        words = ["-C", str(folder()), f"BUILD={target}", f"REPORTS={paths.reports()}", *said]
         jobs = len(os.sched_getaffinity(0))
-        # Not as a part of whatever make this runs below.
-        clean = {"MAKEFLAGS": "", "MFLAGS": "", "MAKELEVEL": "0"}
-        argv = [make, "-s", f"-j{jobs}", *words]
-        done = process.run(argv, timeout=_DEADLINE, env=clean, check=False)
+        argv = [make, "-s", f"-j{jobs}", *_make_words(target)]
+        done = process.run(argv, timeout=_DEADLINE, env=_CLEAN, check=False)
         if done.status != 0:
             why = _why(done.stderr)
             raise ImageError(f"the workloads were not built: {why}", hint=f"see make -C {folder()}")
