@@ -7,8 +7,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Makes PATH, empty, and PATH.ballast, which takes every free block. */
-void ballast_fill(const char *path);
+/* Makes PATH, empty, and PATH.ballast, which takes every free block; false where there was none. */
+bool ballast_fill(const char *path);
+
+/* Removes both. */
+void ballast_drop(const char *path);
 
 /* Where on the device a page of the file lies, in bytes; false when it has no block. */
 bool ballast_where(int fd, int page, uint64_t *physical);

@@ -56,7 +56,7 @@ static void give_up(pid_t child)
 		      usage.ru_minflt + usage.ru_majflt);
 }
 
-bool check_run(const char *name, void (*check)(const void *arg), const void *arg, double seconds)
+bool check_run(const char *name, void (*check)(const char *name, int arg), int arg, double seconds)
 {
 	struct rusage usage;
 	bool ended;
@@ -72,7 +72,7 @@ bool check_run(const char *name, void (*check)(const void *arg), const void *arg
 	if (child < 0)
 		nvh_bail("fork: %s", nvh_errname(errno));
 	if (child == 0) {
-		check(arg);
+		check(name, arg);
 		_exit(0);
 	}
 	ended = await(child, seconds, &status, &usage);

@@ -15,6 +15,6 @@ void check_differs(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
  * Runs a check, at most so many seconds, and tells its fact and step; one that bails out ends the
  * workload.  Returns whether it ended: what another still uses is not to be trusted.
  */
-bool check_run(const char *name, void (*check)(const void *arg), const void *arg, double seconds);
+bool check_run(const char *name, void (*check)(const char *name, int arg), int arg, double seconds);
 
 #endif

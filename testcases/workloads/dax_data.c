@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "ballast.h"
 #include "check.h"
 #include "memory.h"
 #include "nvh.h"
@@ -60,7 +61,7 @@ static void must(bool ok, const char *what)
 /* A file of SIZE bytes: nothing but a hole, allocated and unwritten, or the pattern SEED_OLD. */
 enum start { HOLE, UNWRITTEN, WRITTEN };
 
-static int file_make(const char *name, enum start start)
+static int file_make(const char *name, int start)
 {
 	int fd = file_open(name, O_CREAT | O_TRUNC);
 
@@ -127,7 +128,7 @@ static void write_at(int fd, size_t at, size_t end, uint64_t seed)
 #define AT (HUGE_PAGE + 3 * 4096UL)
 
 /* A page that two mappings have read as a hole is allocated by a store through one of them. */
-static void store_in(const char *name, enum start start)
+static void store_in(const char *name, int start)
 {
 	int fd = file_make(name, start);
 	char *one = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), *two = map(fd, PROT_READ, MAP_SHARED);
@@ -142,7 +143,7 @@ static void store_in(const char *name, enum start start)
 }
 
 /* The same by write(), of a part of two pages: the rest of the new blocks is zero. */
-static void write_with(const char *name, enum start start, int flags, size_t at, size_t end)
+static void write_with(const char *name, int start, int flags, size_t at, size_t end)
 {
 	int fd = file_make(name, start), other = file_open(name, flags);
 	char *view = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED);
@@ -165,21 +166,20 @@ static void write_with(const char *name, enum start start, int flags, size_t at,
 	close(fd);
 }
 
-static void write_in(const char *name, enum start start)
+static void write_in(const char *name, int start)
 {
-	if (start == WRITTEN) /* across the border of two huge pages */
-		write_with(name, start, 0, HUGE_PAGE - 4196, HUGE_PAGE + 300);
-	else
-		write_with(name, start, 0, AT + 100, AT + 4096 + 300);
+	size_t at = start == WRITTEN ? HUGE_PAGE - 4196 : AT + 100; /* data: across the border */
+
+	write_with(name, start, 0, at, at + 4496);
 }
 
-static void direct_write_in(const char *name, enum start start)
+static void direct_write_in(const char *name, int start)
 {
 	write_with(name, start, O_DIRECT, AT, AT + 8192);
 }
 
 /* A page that was only read is stored to: the entry becomes writable, and others see it; mtime tells. */
-static void store_after_read(const char *name, enum start start)
+static void store_after_read(const char *name, int start)
 {
 	int fd = file_make(name, start);
 	char *one = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), *two = map(fd, PROT_READ, MAP_SHARED);
@@ -202,7 +202,7 @@ static void store_after_read(const char *name, enum start start)
 }
 
 /* A huge and a small mapping of the same pages. */
-static void huge_and_small(const char *name, enum start start)
+static void huge_and_small(const char *name, int start)
 {
 	int fd = file_make(name, start);
 	char *huge = map_as(fd, PROT_READ | PROT_WRITE, MAP_SHARED, small);
@@ -217,7 +217,7 @@ static void huge_and_small(const char *name, enum start start)
 }
 
 /* MAP_PRIVATE: a store stays with it; what it has not stored to it shares. */
-static void private_copy(const char *name, enum start start)
+static void private_copy(const char *name, int start)
 {
 	int fd = file_make(name, start);
 	char *own = map(fd, PROT_READ | PROT_WRITE, MAP_PRIVATE), *file = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED);
@@ -256,7 +256,7 @@ static void touch(const char *what, char *addr, bool store, int signum, int code
 }
 
 /* Beyond the last page of the file there is nothing, however its blocks lie and whatever is mapped. */
-static void beyond_the_end(const char *name, enum start start)
+static void beyond_the_end(const char *name, int start)
 {
 	size_t end = HUGE_PAGE + 5000;
 	int fd = file_make(name, start);
@@ -283,7 +283,7 @@ static void beyond_the_end(const char *name, enum start start)
 }
 
 /* A hole is punched into mapped pages; it begins and ends within pages. */
-static void punched(const char *name, enum start start)
+static void punched(const char *name, int start)
 {
 	int fd = file_make(name, start);
 	char *one = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), *two = map(fd, PROT_READ, MAP_SHARED);
@@ -303,7 +303,7 @@ static void punched(const char *name, enum start start)
 }
 
 /* Old contents of the device's blocks never come to light. */
-static void nothing_stale(const char *name, enum start start)
+static void nothing_stale(const char *name, int start)
 {
 	int fd = file_make(name, start);
 	char *view;
@@ -322,7 +322,7 @@ static void nothing_stale(const char *name, enum start start)
 }
 
 /* write() and read() with a buffer that ends in nothing move what there is, and say how much. */
-static void short_copy(const char *name, enum start start)
+static void short_copy(const char *name, int start)
 {
 	size_t page = 4096, whole = page + 1000;
 	int fd = file_make(name, start);
@@ -352,7 +352,7 @@ static void short_copy(const char *name, enum start start)
 }
 
 /* Reading stops at the end; writing beyond it leaves a hole. */
-static void ends_of_files(const char *name, enum start start)
+static void ends_of_files(const char *name, int start)
 {
 	size_t end = HUGE_PAGE - 4096 + 10;
 	int fd = file_make(name, start);
@@ -377,7 +377,7 @@ static void ends_of_files(const char *name, enum start start)
 }
 
 /* A huge entry is split, moved, dropped and inherited; the file stays what it is. */
-static void mapping_changed(const char *name, enum start start)
+static void mapping_changed(const char *name, int start)
 {
 	int fd = file_make(name, start), status = 0;
 	char *view = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), *room, *moved;
@@ -416,7 +416,7 @@ static void mapping_changed(const char *name, enum start start)
 }
 
 /* A mapping that is smaller than its 2 MiB, at either end, shows what belongs there. */
-static void small_window(const char *name, enum start start)
+static void small_window(const char *name, int start)
 {
 	int fd = file_make(name, start);
 	char *whole = map(fd, PROT_READ, MAP_SHARED), *view;
@@ -435,25 +435,32 @@ static void small_window(const char *name, enum start start)
 	close(fd);
 }
 
-struct check {
-	const char *name;
-	void (*run)(const char *name, enum start start);
-	enum start start;
-};
-
-/* Each takes a second or two. */
-#define CHECK_SECONDS 30
-
-static void run(const void *arg)
+/* No block is left: a store into a hole is SIGBUS, and none any more when there is room again. */
+static void no_room(const char *name, int start)
 {
-	const struct check *check = arg;
+	int fd = file_make(name, start);
+	char *view = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), path[4096];
 
-	check->run(check->name, check->start);
+	snprintf(path, sizeof(path), "%s/../room", directory); /* where no hint rounds allocations up */
+	must(ballast_fill(path), "ballast");
+	touch("store into a hole without room", view + AT, true, SIGBUS, BUS_ADRERR);
+	touch("load of that hole", view + AT, false, 0, 0);
+	ballast_drop(path);
+	sync(); /* the blocks are free when the journal says so */
+	memory_fill_at(view + AT, 4096, SEED_NEW, AT);
+	look_window("with room", view, AT, AT + 4096, SEED_NEW, 0);
+	close(fd);
 }
+
+#define CHECK_SECONDS 30 /* each takes a few */
 
 int main(int argc, char **argv)
 {
-	static const struct check checks[] = {
+	static const struct {
+		const char *name;
+		void (*run)(const char *name, int start);
+		enum start start;
+	} checks[] = {
 		{"store_in_a_read_hole", store_in, HOLE},
 		{"store_in_unwritten", store_in, UNWRITTEN},
 		{"write_in_a_read_hole", write_in, HOLE},
@@ -471,6 +478,7 @@ int main(int argc, char **argv)
 		{"ends_of_files", ends_of_files, WRITTEN},
 		{"mapping_changed", mapping_changed, WRITTEN},
 		{"small_window", small_window, WRITTEN},
+		{"no_room", no_room, HOLE},
 	};
 	const struct nvh_option options[] = {
 		{"directory", &directory, NULL, "where the files are made"},
@@ -483,11 +491,10 @@ int main(int argc, char **argv)
 		nvh_usage("--directory PATH is needed");
 	nvh_begin("dax_data");
 	nvh_fact_bool("dax", memory_is_dax(file_make("empty", HOLE)) == 1);
-	data = malloc(SIZE);
-	must(data != NULL, "malloc");
+	must((data = malloc(SIZE)) != NULL, "malloc");
 	memory_fill(data, SIZE, SEED_OLD);
 	for (size_t i = 0; i < sizeof(checks) / sizeof(*checks); i++)
-		if (!check_run(checks[i].name, run, &checks[i], CHECK_SECONDS))
+		if (!check_run(checks[i].name, checks[i].run, checks[i].start, CHECK_SECONDS))
 			break;
 	return nvh_end();
 }

@@ -457,7 +457,7 @@ int main(int argc, char **argv)
 	make_mapping();
 	model_init(&run.model, run.pages);
 	if (run.refill_path) {
-		ballast_fill(run.refill_path);
+		nvh_step(ballast_fill(run.refill_path), "the file system is full");
 		nvh_step(ballast_where(run.map_fd, run.pin_pages[0], &run.pinned_at), "the page's block is known");
 		nvh_fact_int("page_at", (long long)run.pinned_at);
 	}
