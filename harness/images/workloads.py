@@ -30,6 +30,8 @@ def folder() -> Path:
 def made() -> Path | None:
     """Return where the Makefile put the programs; None where they are not those of the sources."""
     there = folder() / "build"
+    if not folder().is_dir():  # there is nothing to build
+        return there
     if not there.is_dir():
         return None
     argv = [process.find("make", package="make"), "-q", *_make_words(there)]
