@@ -61,13 +61,13 @@ static void unmap(const struct vfio *vfio, const struct roundtrip *trip)
 }
 
 /* The messages of intel-iommu name the access, the device and the address; 6.1 and 5.10 differ a little. */
-static bool report_fault(int log, const char *key, bool write)
+static bool report_fault(int log, const char *key, bool write, double seconds)
 {
 	char line[512];
 	char name[64];
 	const char *at;
 
-	while (kmsg_wait(log, "fault addr", 2, line, sizeof(line))) {
+	while (kmsg_wait(log, "fault addr", seconds, line, sizeof(line))) {
 		if (!strstr(line, write ? "DMA Write" : "DMA Read"))
 			continue;
 		nvh_fact_str(key, line);
@@ -83,9 +83,13 @@ static bool report_fault(int log, const char *key, bool write)
 
 /* dmar_fault() is silent about more than 10 faults in 5 s: an earlier test's may have used them up. */
 #define RATE_LIMIT_SECONDS 6.0
+/* How long a message may take that has to come, and one that few IOMMUs have. */
+#define MESSAGE_SECONDS 2.0
+#define RARE_MESSAGE_SECONDS 0.2
 
 /* Facts: memory ("unchanged" or "changed", once changed it stays so) and the fault under the given key. */
-static bool attempt_write(struct edu *edu, const struct roundtrip *trip, size_t at, const char *key)
+static bool attempt_write(struct edu *edu, const struct roundtrip *trip, size_t at, const char *key,
+			  double seconds)
 {
 	static bool changed;
 	int log = kmsg_open();
@@ -100,7 +104,7 @@ static bool attempt_write(struct edu *edu, const struct roundtrip *trip, size_t 
 	}
 	nvh_fact_str("memory", changed ? "changed" : "unchanged");
 	nvh_step(true, "the device was told to write");
-	bool told = report_fault(log, key, true);
+	bool told = report_fault(log, key, true, seconds);
 
 	close(log);
 	return told;
@@ -118,7 +122,7 @@ static bool attempt_read(struct edu *edu, const struct roundtrip *trip, size_t a
 		same += memory_check_at(edu->window + word, 8, SEED_CPU, at + word) == 8;
 	nvh_fact_str("read", same ? "arrived" : "blocked");
 	nvh_step(true, "the device was told to read");
-	bool told = report_fault(log, "read_fault", false);
+	bool told = report_fault(log, "read_fault", false, MESSAGE_SECONDS);
 
 	close(log);
 	return told;
@@ -127,7 +131,7 @@ static bool attempt_read(struct edu *edu, const struct roundtrip *trip, size_t a
 static void attempt(struct edu *edu, const struct roundtrip *trip, size_t at, bool write)
 {
 	for (int i = 0; i < 2; i++) {
-		if (write ? attempt_write(edu, trip, at, "write_fault") : attempt_read(edu, trip, at))
+		if (write ? attempt_write(edu, trip, at, "write_fault", MESSAGE_SECONDS) : attempt_read(edu, trip, at))
 			return;
 		if (i == 0)
 			nvh_sleep(RATE_LIMIT_SECONDS);
@@ -201,7 +205,7 @@ int main(int argc, char **argv)
 		attempt(&edu, &trip, at, true);
 		attempt(&edu, &trip, at, false);
 		/* The end of the range as well: a flush may have covered a part of it. */
-		attempt_write(&edu, &trip, trip.size - ATTEMPT, "last_write_fault");
+		attempt_write(&edu, &trip, trip.size - ATTEMPT, "last_write_fault", MESSAGE_SECONDS);
 	} else {
 		map(&vfio, &trip, false);
 		/*
@@ -210,7 +214,7 @@ int main(int argc, char **argv)
 		 */
 		attempt(&edu, &trip, at, true);
 		roundtrip_read(&edu, &trip);
-		attempt_write(&edu, &trip, at, "cached_write_fault");
+		attempt_write(&edu, &trip, at, "cached_write_fault", RARE_MESSAGE_SECONDS);
 		unmap(&vfio, &trip);
 	}
 	memory_unmap(&memory);
