@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -20,6 +25,9 @@ from harness.report.symptom import Shows
 from harness.report.unbundle import BundleError
 from harness.verdict.status import Status
 from tests.made_up_bundles import MACHINE, NODEID, about, archive_of, bundle_of, record, setting
+
+#: What writes a bundle's files, by file or function: an interrupt may come before any line of it.
+WRITERS = {"bundle.py", "results.py", "write_text", "copyfile"}
 
 
 def names(folder: Path) -> set[str]:
@@ -71,6 +79,58 @@ def test_one_that_did_leaves_directory_and_archive(tmp_path: Path, ended: Any) -
     assert os.access(unpacked / "shared/programs/vfio_map", os.X_OK)
     left = [file.name for file in folder.parent.iterdir() if file.name.startswith(".")]
     assert left == [".shared"]
+
+
+def interrupted(action: Callable[[], object], at: int) -> bool:
+    """Run it with a Ctrl-C before the at-th line of what writes; return whether it came to that."""
+    left = at
+
+    def watch(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if not WRITERS & {Path(frame.f_code.co_filename).name, frame.f_code.co_name}:
+            return None
+        left -= event == "line"
+        if left == 0:
+            left = -1
+            raise KeyboardInterrupt
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        action()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return left < 0
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["begin", "end"])
+def test_an_interrupt_leaves_no_half_of_a_file(tmp_path: Path, *, ends: bool) -> None:
+    ended = record()
+    tests = tmp_path / "results" / ended.folder
+    tests.mkdir(parents=True)
+    ended.save(tests)
+    shared = setting(tmp_path)
+    results = tmp_path / "results"
+    for at in itertools.count(1):
+        shutil.rmtree(results / "bundles", ignore_errors=True)
+        bundles = Bundles(results, lambda: shared)
+        if ends:
+            bundles.begin(about())
+        action = (
+            functools.partial(bundles.end, ended)
+            if ends
+            else functools.partial(bundles.begin, about())
+        )
+        whole = not interrupted(action, at)
+        for file in results.rglob("*.json"):
+            json.loads(file.read_text())
+        assert not list((results / "bundles").glob(".*.*[0-9]"))
+        if whole:
+            break
+    assert at > 100
 
 
 def test_the_kernel_comes_along_when_asked_for(tmp_path: Path) -> None:

@@ -15,17 +15,18 @@ import re
 import shlex
 import shutil
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness import process
+from harness.errors import HostError
 from harness.images.kernel import Kernel
 from harness.images.store import file_hash
 from harness.report.escape import one_line, slug
 from harness.report.record import TestRecord
-from harness.report.results import naming, write_atomic
+from harness.report.results import naming, write_atomic, write_json
 from harness.verdict.status import Status
 
 FORMAT = 1
@@ -105,10 +106,8 @@ class Bundles:
         setting = self._setting
         assert setting is not None
         folder = self._folder / about.name
-        with naming(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            (folder / SHARED).symlink_to(f"../{shared.name}")
+        with naming(folder), _whole(folder) as made:
+            (made / SHARED).symlink_to(f"../{shared.name}")
             values = {
                 "format": FORMAT,
                 "test": about.nodeid,
@@ -124,13 +123,13 @@ class Bundles:
                 "run": {str(key): str(value) for key, value in setting.properties.items()},
             }
             # Not synced: this is for a harness that is killed, and it costs every test its time.
-            (folder / "bundle.json").write_text(json.dumps(values, indent=1, default=repr) + "\n")
+            write_json(made / "bundle.json", values, sync=False)
             if about.machine_text:
-                (folder / "machine").mkdir()
-                (folder / "machine" / f"{about.machine}.toml").write_text(about.machine_text)
-            (folder / "README").write_text(_readme(values, None))
-            (folder / "repro.sh").write_text(_REPRO.format(nvh=shlex.quote(setting.nvh)))
-            (folder / "repro.sh").chmod(0o755)
+                (made / "machine").mkdir()
+                (made / "machine" / f"{about.machine}.toml").write_text(about.machine_text)
+            (made / "README").write_text(_readme(values, None))
+            (made / "repro.sh").write_text(_REPRO.format(nvh=shlex.quote(setting.nvh)))
+            (made / "repro.sh").chmod(0o755)
         return folder
 
     def end(self, record: TestRecord) -> Path | None:
@@ -156,41 +155,55 @@ class Bundles:
         target = self._folder / f".{SHARED}"
         if target.is_dir():
             return target
-        aside = self._folder / f".{SHARED}.{os.getpid()}"
-        with naming(aside):
-            aside.mkdir(parents=True, exist_ok=True)
-            _lay_down(self._setting, aside)
-            try:
-                aside.rename(target)
-            except OSError:  # another process was quicker
-                shutil.rmtree(aside, ignore_errors=True)
-                if not target.is_dir():
-                    raise
+        try:
+            with naming(target), _whole(target, replace=False) as made:
+                _lay_down(self._setting, made)
+        except HostError:
+            if not target.is_dir():  # another process was quicker
+                raise
         return target
 
     def _collect(self, record: TestRecord, folder: Path) -> None:
         """Give a bundle parts of its own in the place of the link, and what the test left."""
         tests = self._results / record.folder
         evidence = folder / EVIDENCE
-        evidence.mkdir(exist_ok=True)
-        for file in sorted(tests.iterdir()) if tests.is_dir() else ():
-            if file.is_file() and not file.is_symlink():
-                _copy_tail(file, evidence / file.name)
-        for name in ("console.log", "dmesg", "qemu.sh"):  # of the boot that clones come from
-            if (self._results / name).is_file():
-                _copy_tail(self._results / name, evidence / f"boot-{name}")
+        with _whole(evidence) as made:
+            for file in sorted(tests.iterdir()) if tests.is_dir() else ():
+                if file.is_file() and not file.is_symlink():
+                    _copy_tail(file, made / file.name)
+            for name in ("console.log", "dmesg", "qemu.sh"):  # of the boot that clones come from
+                if (self._results / name).is_file():
+                    _copy_tail(self._results / name, made / f"boot-{name}")
         link = folder / SHARED
         if link.is_symlink():
-            aside = folder / f".{SHARED}"
-            shutil.rmtree(aside, ignore_errors=True)
             said = "".join(
                 _text(file) for file in (evidence / "commands", evidence / "output.txt")
             ) + "".join(
                 _text(file) for file in (link / "testcases/reports").glob(f"{record.row}.sh")
             )
-            _link_tree(link.resolve(), aside, lambda path: _wanted(path, said))
-            link.unlink()
-            aside.rename(link)
+            with _whole(link) as made:
+                _link_tree(link.resolve(), made, lambda path: _wanted(path, said))
+
+
+@contextlib.contextmanager
+def _whole(target: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yield a directory to fill: it becomes ``target`` when that is done, or it is removed.
+
+    So nobody reads half a file there, whenever the harness is interrupted or killed.
+    """
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        if target.is_symlink():
+            target.unlink()
+        elif replace:
+            shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def kernel_facts(setting: Setting) -> dict[str, Any]:

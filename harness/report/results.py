@@ -131,11 +131,12 @@ def owned(folder: Path, what: str) -> Iterator[None]:
         os.close(fd)
 
 
-def write_atomic(path: Path, data: str | bytes) -> Path:
+def write_atomic(path: Path, data: str | bytes, *, sync: bool = True) -> Path:
     """Write a file aside, sync it and rename it into place.
 
-    A reader sees the old file or the new one.  Raises HostError that names the path when the disk
-    is full, in which case an older file is untouched.
+    A reader sees the old file or the new one; without ``sync`` that holds when the harness is
+    killed, not when the host is.  Raises HostError that names the path when the disk is full, in
+    which case an older file is untouched.
     """
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -143,8 +144,9 @@ def write_atomic(path: Path, data: str | bytes) -> Path:
         try:
             with aside.open("wb") as file:
                 file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
             aside.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -153,9 +155,9 @@ def write_atomic(path: Path, data: str | bytes) -> Path:
     return path
 
 
-def write_json(path: Path, value: Any) -> Path:
+def write_json(path: Path, value: Any, *, sync: bool = True) -> Path:
     """Write JSON, indented, whole or not at all; what JSON cannot hold is written as its repr."""
-    return write_atomic(path, json.dumps(value, indent=1, default=repr) + "\n")
+    return write_atomic(path, json.dumps(value, indent=1, default=repr) + "\n", sync=sync)
 
 
 @contextlib.contextmanager
