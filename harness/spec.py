@@ -128,8 +128,8 @@ def load_machine(file: Path) -> Machine:
         pci=tuple(_pci(entry) for entry in devices),
         kernel_args=table.strings("kernel_args"),
         qemu_args=table.strings("qemu_args"),
-        packages=_packages(table),
-        modules=_modules(table),
+        packages=_names(table, "packages", _PACKAGE, "package"),
+        modules=_names(table, "modules", _MODULE, "module"),
     )
     table.done()
     root.done()
@@ -178,20 +178,12 @@ def _word(table: Table, key: str, default: Any = ...) -> str:
     return word
 
 
-def _packages(table: Table) -> tuple[str, ...]:
-    packages = table.strings("packages")
-    for package in packages:
-        if not _PACKAGE.fullmatch(package):
-            raise table.error("packages", f"{package!r} is not the name of a package")
-    return packages
-
-
-def _modules(table: Table) -> tuple[str, ...]:
-    modules = table.strings("modules")
-    for module in modules:
-        if not _MODULE.fullmatch(module):
-            raise table.error("modules", f"{module!r} is not the name of a module")
-    return modules
+def _names(table: Table, key: str, pattern: re.Pattern[str], what: str) -> tuple[str, ...]:
+    names = table.strings(key)
+    for name in names:
+        if not pattern.fullmatch(name):
+            raise table.error(key, f"{name!r} is not the name of a {what}")
+    return names
 
 
 def _name(table: Table) -> str:

@@ -34,12 +34,10 @@ def matrix(args: argparse.Namespace) -> int:
         accel.require_kvm(accel.qemu_program())
     if not args.resume:
         runs.check(found, argv_of=runs.testing_argv)
-    folder = (
-        Path(args.resume)
-        if args.resume
-        else make_folder(paths.results(args.results), prefix="matrix-")
-    )
-    folder = folder.resolve()
+    if args.resume:
+        folder = Path(args.resume).resolve()
+    else:
+        folder = make_folder(paths.results(args.results), prefix="matrix-")
     with owned(folder, "nvh matrix"):
         if args.resume:
             found = kept.load(folder)  # as whoever held it before has left it
@@ -83,11 +81,8 @@ def _resumed(args: argparse.Namespace) -> Matrix:
 
 
 def _dry_run(found: Matrix, args: argparse.Namespace) -> int:
-    folder = (
-        Path(args.resume).resolve()
-        if args.resume
-        else paths.results(args.results) / "matrix-DRY-RUN"
-    )
+    named = args.resume or paths.results(args.results) / "matrix-DRY-RUN"
+    folder = Path(named).resolve()
     for one in found.combinations:
         if runs.is_to_do(one):
             print(shell_line(runs.testing_argv(found.options, one, folder)))

@@ -34,13 +34,18 @@ def made() -> Path | None:
         return there
     if not there.is_dir():
         return None
-    argv = [process.find("make", package="make"), "-q", *_make_words(there)]
-    return there if process.run(argv, timeout=60.0, env=_CLEAN, check=False).status == 0 else None
+    asked = [*_make(there), "-q"]
+    return there if process.run(asked, timeout=60.0, env=_CLEAN, check=False).status == 0 else None
 
 
-def _make_words(target: Path) -> list[str]:
-    said = [f"{name}={os.environ[name]}" for name in _HEARD if name in os.environ]
-    return ["-C", str(folder()), f"BUILD={target}", f"REPORTS={paths.reports()}", *said]
+def _said() -> list[str]:
+    return [f"{name}={os.environ[name]}" for name in _HEARD if name in os.environ]
+
+
+def _make(target: Path) -> list[str]:
+    """Return the command that makes the programs in a directory."""
+    words = ["-C", str(folder()), f"BUILD={target}", f"REPORTS={paths.reports()}", *_said()]
+    return [process.find("make", package="make"), *words]
 
 
 def built(store: Store, *, progress: Progress) -> Path:
@@ -50,8 +55,6 @@ def built(store: Store, *, progress: Progress) -> Path:
     """
     sources = sorted([*folder().glob("*.[ch]"), folder() / "Makefile"])
     sources += sorted(paths.reports().glob("*.c"))
-    make = process.find("make", package="make")
-    said = [f"{name}={os.environ[name]}" for name in _HEARD if name in os.environ]
     compiler = process.find(os.environ.get("CC", "cc"), package="gcc libc6-dev")
     version = process.run([compiler, "--version"], timeout=30.0).stdout
     texts = [part for file in sources for part in (file.name.encode(), file.read_bytes())]
@@ -59,13 +62,13 @@ def built(store: Store, *, progress: Progress) -> Path:
     def build(target: Path) -> None:
         progress("building the workloads; takes half a minute")
         jobs = len(os.sched_getaffinity(0))
-        argv = [make, "-s", f"-j{jobs}", *_make_words(target)]
+        argv = [*_make(target), "-s", f"-j{jobs}"]
         done = process.run(argv, timeout=_DEADLINE, env=_CLEAN, check=False)
         if done.status != 0:
             why = _why(done.stderr)
             raise ImageError(f"the workloads were not built: {why}", hint=f"see make -C {folder()}")
 
-    return store.get(KIND, hash_of(*texts, version, *said), build).path
+    return store.get(KIND, hash_of(*texts, version, *_said()), build).path
 
 
 def compiled(source: Path, common: Path, store: Store) -> Path:

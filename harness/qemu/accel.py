@@ -104,7 +104,8 @@ def _remembered(kernel: Path, digest: str, qemu: str, cache: Path, *, anew: bool
     file = cache / "kvm" / key
     known = memo.recall(file)
     if "problem" in known and (known["problem"] is None or not anew):
-        return None if known["problem"] is None else str(known["problem"])
+        problem: str | None = known["problem"]
+        return problem
     problem, lasting = _probe(kernel, qemu)
     if lasting:
         memo.keep(file, {"problem": problem})
