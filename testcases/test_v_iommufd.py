@@ -12,12 +12,15 @@ from harness.verdict.expectation import Case, NotProven
 from harness.verdict.status import Status
 from testcases.filesystems import NAMES, dax_mount, page_cache_mount
 from testcases.vfio_steps import (
+    IN_ONE_PIECE,
     aligned,
     disable_and_enable,
     expect_all,
     expect_blocked,
     expect_pinned,
     expect_refused,
+    free_huge_pages,
+    huge_pages,
     observe,
     references_left,
 )
@@ -197,11 +200,9 @@ def test_v20_page_cache(guest: Guest, case: Case, mode: str, source: str, dma: s
 @pytest.mark.parametrize("source", ["memfd", "hugetlb"])
 def test_v20_shared_memory(guest: Guest, case: Case, mode: str, source: str) -> None:
     """Shared memory without a file system's writeback is fit for long-term pins."""
-    huge = "/proc/sys/vm/nr_hugepages"
-    pages = guest.run(f"echo 4 > {huge}; cat {huge}").stdout.strip()
-    case.prove("2 MiB pages are reserved", pages == "4", seen=pages)
-    seen = through(guest, case, mode, "--source", source, "--dma-test")
-    free = guest.run("grep HugePages_Free /proc/meminfo").stdout.split()[-1]
+    with huge_pages(guest, case) as pages:
+        seen = through(guest, case, mode, "--source", source, "--dma-test")
+        free = free_huge_pages(guest)
     for what in ("map", "device_read", "device_write"):
         case.expect(what, seen[what])
     case.expect("huge pages free at the end", free, right=pages)
@@ -298,3 +299,14 @@ def test_v20_blocked_access(guest: Guest, case: Case, mode: str, how: str) -> No
     """What the mapping does not allow does not happen, and the IOMMU says so."""
     case.allow("^DMAR: DMA (Read|Write) fault")
     expect_blocked(case, through(guest, case, mode, "--case", how, program="vfio_fault"))
+
+
+@both
+@pytest.mark.parametrize("iova", IN_ONE_PIECE, ids=IN_ONE_PIECE.get)
+def test_v20_after_unmap_in_one_piece(guest: Guest, case: Case, mode: str, iova: int) -> None:
+    """Memory in one piece goes from the IOMMU at once: no later piece covers for its flush."""
+    case.allow("^DMAR: DMA (Read|Write) fault")
+    options = ("--case", "after-unmap", "--source", "hugetlb", "--size", "2M", "--iova", hex(iova))
+    with huge_pages(guest, case):
+        seen = through(guest, case, mode, *options, program="vfio_fault")
+    expect_blocked(case, seen, iova)

@@ -6,7 +6,14 @@ import pytest
 
 from harness.guest import Guest
 from harness.verdict.expectation import Case
-from testcases.vfio_steps import by_kernel, expect_all, expect_blocked, observe
+from testcases.vfio_steps import (
+    IN_ONE_PIECE,
+    by_kernel,
+    expect_all,
+    expect_blocked,
+    huge_pages,
+    observe,
+)
 
 #: How many mappings a container is to take in V15: the device's own window is one of them.
 _ENTRIES = 8
@@ -85,6 +92,16 @@ def test_v18_blocked_access(guest: Guest, case: Case, how: str, container: str) 
     case.allow("^DMAR: DMA (Read|Write) fault")
     seen = observe(guest, case, "vfio_fault", "--case", how, "--type", container)
     expect_blocked(case, seen)
+
+
+@pytest.mark.parametrize("iova", IN_ONE_PIECE, ids=IN_ONE_PIECE.get)
+def test_v18_after_unmap_in_one_piece(guest: Guest, case: Case, iova: int) -> None:
+    """Memory in one piece goes from the IOMMU at once: no later piece covers for its flush."""
+    case.allow("^DMAR: DMA (Read|Write) fault")
+    options = ("--case", "after-unmap", "--source", "hugetlb", "--size", "2M", "--iova", hex(iova))
+    with huge_pages(guest, case):
+        seen = observe(guest, case, "vfio_fault", *options)
+    expect_blocked(case, seen, iova)
 
 
 def test_v18_other_memory(guest: Guest, case: Case) -> None:

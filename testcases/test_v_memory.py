@@ -11,6 +11,8 @@ from testcases.vfio_steps import (
     expect_accounted,
     expect_pinned,
     expect_refused,
+    free_huge_pages,
+    huge_pages,
     observe,
     references_left,
 )
@@ -98,14 +100,9 @@ def test_v6_page_cache(guest: Guest, case: Case, source: str, dma: str) -> None:
 @pytest.mark.parametrize("source", ["memfd", "hugetlb"])
 def test_v7_shared_memory(guest: Guest, case: Case, source: str) -> None:
     """Shared memory without a file system's writeback is fit for long-term pins."""
-    huge = "/proc/sys/vm/nr_hugepages"
-    pages = guest.run(f"echo 4 > {huge}; cat {huge}").stdout.strip()
-    case.prove("2 MiB pages are reserved", pages == "4", seen=pages)
-    try:
+    with huge_pages(guest, case) as pages:
         seen = observe(guest, case, "vfio_map", "--source", source, "--dma-test")
-        free = guest.run("grep HugePages_Free /proc/meminfo").stdout.split()[-1]
-    finally:
-        guest.run(f"echo 0 > {huge}")
+        free = free_huge_pages(guest)
     for what in ("map", "device_read", "device_write", "unmap"):
         case.expect(what, seen[what])
     expect_accounted(case, seen)

@@ -15,6 +15,9 @@ from harness.verdict.known import holds
 #: the LRU lists hold one each.
 _PASSING = 2
 
+#: Where a 2 MiB page may lie for the device: the IOMMU holds it as one page, or as 512.
+IN_ONE_PIECE = {0x4000000: "one-entry", 0x4001000: "many-entries"}
+
 
 def observe(guest: Guest, case: Case, program: str, *options: str) -> dict[str, Any]:
     """Run a workload with edu as the device and return its facts.
@@ -27,6 +30,23 @@ def observe(guest: Guest, case: Case, program: str, *options: str) -> dict[str, 
     case.prove("edu is behind an IOMMU", done.facts["iommu"] != "none", seen=done.facts["iommu"])
     case.prove("the workload took all its steps", done.ok, seen=done.failed)
     return done.facts
+
+
+@contextlib.contextmanager
+def huge_pages(guest: Guest, case: Case) -> Iterator[int]:
+    """Have 2 MiB pages to map, and yield how many."""
+    file, count = "/proc/sys/vm/nr_hugepages", 4
+    seen = guest.run(f"echo {count} > {file}; cat {file}").stdout.strip()
+    case.prove("2 MiB pages are reserved", seen == str(count), seen=seen)
+    try:
+        yield count
+    finally:
+        guest.run(f"echo 0 > {file}")
+
+
+def free_huge_pages(guest: Guest) -> int:
+    """Return how many of the reserved pages are mapped nowhere."""
+    return int(guest.run("grep HugePages_Free /proc/meminfo").stdout.split()[-1])
 
 
 def expect_mapped(case: Case, facts: dict[str, Any]) -> None:
@@ -123,13 +143,13 @@ def disable_and_enable(guest: Guest, name: str) -> str:
     return "ended" if done.status == 0 else done.stderr.strip()
 
 
-def expect_blocked(case: Case, seen: dict[str, Any]) -> None:
+def expect_blocked(case: Case, seen: dict[str, Any], iova: int = 0x4000000) -> None:
     """Expect that vfio_fault's accesses did not arrive, and that the IOMMU told of them."""
     case.expect("memory", seen["memory"])
     # That nothing arrived says little unless the mapping was live: what it allows was done.
     case.expect("live", seen.get("device_read", seen.get("device_write")))
     case.expect("fault", seen["write_fault"] != "none")
-    case.expect("fault address", seen["write_fault_address"], right=0x4000000)
+    case.expect("fault address", seen["write_fault_address"], right=iova)
     if "read" in seen:
         case.expect("read", seen["read"])
         case.expect("fault", seen["read_fault"] != "none")
