@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -95,14 +96,18 @@ def interrupted(action: Callable[[], object], at: int) -> bool:
             raise KeyboardInterrupt
         return watch
 
-    before = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        action()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(before)
+    def run() -> None:
+        sys.settrace(watch)
+        try:
+            action()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+
+    # Python 3.11 keeps an exception of a trace function as the context of all that come later.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
     return left < 0
 
 

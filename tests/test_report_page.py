@@ -415,7 +415,9 @@ def test_every_pattern_of_the_views_meets_a_test() -> None:
         "test_v15_ranges",
         "test_v16_wrap",
         "test_v17_memlock",
+        "test_v18_after_unmap_in_one_piece",
         "test_v18_blocked_access",
+        "test_v20_after_unmap_in_one_piece",
         "test_v20_blocked_access",
         "test_v20_ranges",
     }
