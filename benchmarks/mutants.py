@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import mutant
+from benchmarks.content import content
 from benchmarks.mutant import Judgement, Mutant, Outcome, Seen, Verdict
 from benchmarks.mutants_page import page
 from harness import logged, paths, ui
 from harness.errors import EXIT_INTERRUPTED, EXIT_UNTESTABLE, HarnessError, UsageError
 from harness.images import kbuild, patches, source
-from harness.images.store import Progress, Store, file_hash, hash_of
+from harness.images.store import Progress, Store, hash_of
 from harness.lab import Lab, Options
 from harness.report import stored
 from harness.report.results import owned, write_atomic
@@ -97,17 +98,6 @@ def check_patches(mutants: Iterable[Mutant], root: Path) -> None:
             patches.apply(root, [one.patch], Path(scratch))
 
 
-def testcases_hash(root: Path) -> str:
-    """Return the hash of the testcases with their workloads and what is said of them."""
-    folder = root / "testcases"
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not {"build", "__pycache__"} & {*path.relative_to(folder).parts}
-    )
-    return hash_of(*(f"{path.relative_to(folder)} {file_hash(path)}" for path in files))
-
-
 def judge_all(bench: Bench, mutants: Sequence[Mutant]) -> dict[str, tuple[Judgement, Outcome]]:
     """Run and judge mutants one after the other, and say of each what became of it."""
     found: dict[str, tuple[Judgement, Outcome]] = {}
@@ -181,7 +171,7 @@ def _main(args: argparse.Namespace) -> int:
         bench = Bench(
             store=store,
             folder=folder,
-            testcases=testcases_hash(root),
+            testcases=content(root, "testcases"),
             options=("-n", args.n),
             whole=args.whole,
             again=args.again,

@@ -1,6 +1,7 @@
 """Run the whole catalogue again and again, and name each test whose verdict differs.
 
-A MISS is a harness or a host that failed: it differs, even if every run has it.
+A MISS is a harness or a host that failed: it differs, even if every run has it.  A loop that was
+interrupted goes on with --resume, as long as neither the harness nor the kernel is another.
 """
 
 from __future__ import annotations
@@ -12,18 +13,59 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.content import content
 from benchmarks.crosstalk import checksum
 from benchmarks.figures import Figure, lines
 from harness import paths, ui
-from harness.errors import EXIT_FAILED, EXIT_OK, EXIT_UNTESTABLE, HarnessError
+from harness.errors import EXIT_FAILED, EXIT_OK, EXIT_UNTESTABLE, HarnessError, UsageError
+from harness.images.store import hash_of
 from harness.lab import Lab, Options
-from harness.report.results import write_json
+from harness.report.results import reading, write_json
 from harness.verdict.status import Status
 
 #: A test and what was said of it, the known issue with it.
 Verdicts = Mapping[str, str]
+
+FILE = "soak.json"
+FORMAT = 1
+#: What of a checkout decides what a run says.
+_PARTS = ("harness", "guest-images", "testcases")
+
+
+@dataclass
+class Loop:
+    """The runs of a loop, in their order."""
+
+    folder: Path
+    of: str  # the hash of all that the runs have in common
+    runs: list[str] = field(default_factory=list)  # folders
+    seconds: list[float] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, folder: Path, of: str) -> Loop:
+        """Return a loop that was begun; UsageError when it is of something else."""
+        with reading(folder / FILE, FORMAT, "soak") as values:
+            loop = cls(folder, str(values["of"]), list(values["runs"]), list(values["seconds"]))
+        if loop.of != of:
+            raise UsageError(f"{folder} was begun with another harness, kernel or selection")
+        return loop
+
+    def add(self, run: Path, seconds: float) -> None:
+        """Note a run that is whole."""
+        self.runs.append(run.name)
+        self.seconds.append(seconds)
+
+    def save(self) -> None:
+        """Keep what was run, with what differs."""
+        values = {"format": FORMAT, "of": self.of, "runs": self.runs, "seconds": self.seconds}
+        write_json(self.folder / FILE, {**values, "differing": differing(self.verdicts())})
+
+    def verdicts(self) -> list[Verdicts]:
+        """Return what each run said."""
+        return [verdicts(self.folder / name / "summary.json") for name in self.runs]
 
 
 def main() -> int:
@@ -33,6 +75,9 @@ def main() -> int:
     parser.add_argument("--kernel", metavar="K")
     parser.add_argument("-k", metavar="EXPR", help="only these tests")
     parser.add_argument("-n", default="2", help="tests at once (2)")
+    parser.add_argument(
+        "--resume", metavar="FOLDER", type=Path, help="results/soak-* to go on with"
+    )
     args = parser.parse_args()
     try:
         return _soak(args)
@@ -41,43 +86,53 @@ def main() -> int:
 
 
 def _soak(args: argparse.Namespace) -> int:
-    out = paths.source_tree() / "results" / time.strftime("soak-%Y-%m-%d-%H%M%S")
-    command = [sys.executable, "-m", "harness", "test", "-n", args.n, "--results", str(out)]
-    command += ["--kernel", args.kernel] if args.kernel else []
-    command += ["-k", args.k] if args.k else []
     with ui.progress() as shown:
         lab = Lab(Options(kernel=args.kernel), say=shown.say)
         template = lab.template(lab.recipe())  # in use by this process: it stays
         before = checksum(template)
-    runs: list[Verdicts] = []
-    seconds: list[float] = []
-    for number in range(1, args.runs + 1):
-        latest = (out / "latest").resolve()
+        of = hash_of(content(paths.source_tree(), *_PARTS), lab.kernel.digest, args.k or "")
+    if args.resume:
+        loop = Loop.load(args.resume.resolve(), of)
+    else:
+        stamp = time.strftime("soak-%Y-%m-%d-%H%M%S")
+        loop = Loop(paths.source_tree() / "results" / stamp, of)
+    command = [sys.executable, "-m", "harness", "test", "-n", args.n]
+    command += ["--results", str(loop.folder)]
+    command += ["--kernel", args.kernel] if args.kernel else []
+    command += ["-k", args.k] if args.k else []
+    latest = loop.folder / "latest"
+    while len(loop.runs) < args.runs:
+        number, last = len(loop.runs) + 1, latest.resolve()
         begun = time.monotonic()
         done = subprocess.run(
             command, cwd=paths.source_tree(), capture_output=True, text=True, check=False
         )
-        seconds.append(time.monotonic() - begun)
-        judged = (out / "latest").resolve() != latest  # or it ended before its first test
+        seconds = time.monotonic() - begun
+        judged = latest.resolve() != last  # or it ended before its first test
         if done.returncode not in (EXIT_OK, EXIT_FAILED, EXIT_UNTESTABLE) or not judged:
             raise HarnessError(
                 f"run {number} failed: {(done.stderr or done.stdout).strip()[-300:]}"
             )
-        runs.append(verdicts(out / "latest" / "summary.json"))
-        flaky = differing(runs)
-        counts = Counter(runs[-1].values())
-        said = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
-        print(f"run {number}: {seconds[-1]:.0f} s, {said}; {len(flaky)} differ", flush=True)
-        # After each run: whoever stops the loop keeps what it has shown.
-        write_json(out / "soak.json", {"runs": number, "seconds": seconds, "differing": flaky})
-    for name, seen in flaky.items():
-        print(f"{name}: {'; '.join(f'{word} in {ranges(at)}' for word, at in seen.items())}")
+        loop.add(latest.resolve(), seconds)
+        loop.save()  # after each run: whoever stops the loop keeps what it has shown
+        seen = loop.verdicts()
+        said = f"{counted(seen[-1])}; {len(differing(seen))} differ"
+        print(f"run {number}: {seconds:.0f} s, {said}", flush=True)
+    flaky = differing(loop.verdicts())
+    for name, words in flaky.items():
+        print(f"{name}: {'; '.join(f'{word} in {ranges(at)}' for word, at in words.items())}")
     written = checksum(template) != before
     print(f"the template {'was written to' if written else 'is what it was'}: {template.path.name}")
-    whole = Figure("a run, everything cached", "s", tuple(seconds), None if args.k else 300.0)
-    for line in lines([whole]):
+    goal = None if args.k else 300.0
+    for line in lines([Figure("a run, everything cached", "s", tuple(loop.seconds), goal)]):
         print(line)
     return 1 if flaky or written else 0
+
+
+def counted(seen: Verdicts) -> str:
+    """Return how many tests of a run ended how."""
+    counts = Counter("KNOWN" if " " in word else word for word in seen.values())
+    return ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
 
 
 def verdicts(summary: Path) -> Verdicts:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import mutant, mutants
+from benchmarks.content import content
 from benchmarks.mutant import Claim, Judgement, Mutant, Outcome, Seen, Verdict, judge
 from benchmarks.mutants import Bench
 from benchmarks.mutants_page import page
@@ -447,11 +448,11 @@ def test_testcases_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
     folder = tmp_path / "testcases" / "workloads"
     (folder / "build").mkdir(parents=True)
     (folder / "pin.c").write_text("int main;")
-    before = mutants.testcases_hash(tmp_path)
+    before = content(tmp_path, "testcases")
     (folder / "build" / "pin").write_text("what was compiled does not count")
-    assert mutants.testcases_hash(tmp_path) == before
+    assert content(tmp_path, "testcases") == before
     (folder / "pin.c").write_text("int main();")
-    assert mutants.testcases_hash(tmp_path) != before
+    assert content(tmp_path, "testcases") != before
 
 
 def test_what_was_seen_is_read_again_and_a_damaged_file_is_not(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import differing, ranges, verdicts
+from benchmarks.soak import Loop, counted, differing, ranges, verdicts
+from harness.errors import UsageError
 
 
 def test_a_verdict_holds_the_known_issue(tmp_path: Path) -> None:
@@ -38,3 +39,24 @@ def test_a_miss_differs_even_if_every_run_has_it() -> None:
 )
 def test_runs_are_named_as_a_person_does(numbers: list[int], text: str) -> None:
     assert ranges(numbers) == text
+
+
+def test_a_loop_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "this harness")
+    for number, status in enumerate(("PASS", "FAIL")):
+        run = tmp_path / f"run-{number}"
+        run.mkdir()
+        tests = [{"test": "t.py::a", "status": status, "known": ""}]
+        (run / "summary.json").write_text(json.dumps({"tests": tests}))
+        loop.add(run, 1.5)
+    loop.save()
+    again = Loop.load(tmp_path, "this harness")
+    assert again == loop
+    assert again.verdicts() == [{"t.py::a": "PASS"}, {"t.py::a": "FAIL"}]
+    with pytest.raises(UsageError, match="another harness"):
+        Loop.load(tmp_path, "that harness")
+
+
+def test_known_issues_are_counted_together() -> None:
+    seen = {"a": "PASS", "b": "FAIL x", "c": "FAIL y", "d": "FAIL", "e": "PASS"}
+    assert counted(seen) == "1 FAIL, 2 KNOWN, 2 PASS"
