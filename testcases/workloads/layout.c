@@ -27,7 +27,7 @@
 #include "waiting.h"
 #include "watch.h"
 
-#define MAX_PINS 4
+#define MAX_PINS 64
 #define HUGE_PAGES 512
 
 static const char *const signals[] = {"handler", "kill", NULL};
@@ -39,7 +39,7 @@ static struct {
 	struct fileop op;
 	int signal; /* index into signals[], -1 for none */
 	bool munmap, close, touch;
-	double observe, end_deadline;
+	double observe, between, end_deadline;
 	int fd, map_fd, slow;
 	uint64_t pinned_at; /* of the first page to pin, on the device */
 	char *map;
@@ -70,6 +70,7 @@ static int pages_option(const char *name, const char *text, int otherwise, int m
 	return (int)value;
 }
 
+/* "3,9" or "0-63". */
 static void parse_pin_pages(const char *text)
 {
 	char copy[64], *rest = copy, *one;
@@ -78,9 +79,17 @@ static void parse_pin_pages(const char *text)
 		nvh_usage("--pin-page %s: too long", text);
 	strcpy(copy, text);
 	while ((one = strsep(&rest, ","))) {
-		if (run.pin_count == MAX_PINS)
-			nvh_usage("--pin-page: at most %d pages", MAX_PINS);
-		run.pin_pages[run.pin_count++] = pages_option("pin-page", one, 0, run.pages - 1);
+		const char *from = strsep(&one, "-");
+		int page = pages_option("pin-page", from, 0, run.pages - 1);
+		int last = one ? pages_option("pin-page", one, 0, run.pages - 1) : page;
+
+		if (last < page)
+			nvh_usage("--pin-page %s: from the lower page to the higher", text);
+		for (; page <= last; page++) {
+			if (run.pin_count == MAX_PINS)
+				nvh_usage("--pin-page: at most %d pages", MAX_PINS);
+			run.pin_pages[run.pin_count++] = page;
+		}
 	}
 }
 
@@ -256,7 +265,7 @@ static void release_pins(void)
 		int err;
 
 		if (i > 0 && run.kind == PIN_VMSPLICE)
-			waiting_watch(&again, &run.child, &run.pins[i], run.observe);
+			waiting_watch(&again, &run.child, &run.pins[i], run.between);
 		err = pin_release(&run.pins[i], page, run.end_deadline);
 		nvh_step(!err, "pin of page %d released: %s", run.pin_pages[i], nvh_errname(err));
 		if (run.kind != PIN_VMSPLICE || err)
@@ -385,12 +394,12 @@ static void content_facts(void)
 static void parse(int argc, char **argv)
 {
 	const char *pages = NULL, *pin = "vmsplice", *pin_page = "3", *op = "truncate", *signal = NULL;
-	const char *at = NULL, *count = NULL, *observe = NULL, *end_deadline = NULL, *slow = NULL;
+	const char *at = NULL, *count = NULL, *observe = NULL, *between = NULL, *end_deadline = NULL, *slow = NULL;
 	const struct nvh_option options[] = {
 		{"file", &run.path, NULL, "the file to make, pin and change"},
 		{"pages", &pages, NULL, "its size in pages (default 16)"},
 		{"pin", &pin, NULL, "none, vmsplice, odirect-read, odirect-write"},
-		{"pin-page", &pin_page, NULL, "the pages to pin, N[,N...] (default 3), released in this order"},
+		{"pin-page", &pin_page, NULL, "the pages to pin, N[-N][,...] (default 3), released in this order"},
 		{"pin-file", &run.pin_path, NULL, "pin pages of this file instead"},
 		{"slow", &slow, NULL, "the slow block device of the odirect pins"},
 		{"slow-backing", &run.backing, NULL, "the quick device below it: give it a pattern of its own first"},
@@ -398,6 +407,7 @@ static void parse(int argc, char **argv)
 		{"op-page", &at, NULL, "where the operation starts (default 0; read and write: the last page)"},
 		{"op-pages", &count, NULL, "how many pages it covers (default all; collapse and insert: half)"},
 		{"observe", &observe, NULL, "seconds to watch while pinned until it is seen waiting (default 3)"},
+		{"between", &between, NULL, "the same between the ends of two pins (default: as --observe)"},
 		{"end-deadline", &end_deadline, NULL, "seconds the operation has once the pin is gone (default 20)"},
 		{"munmap", NULL, &run.munmap, "unmap the file between pin and operation"},
 		{"close", NULL, &run.close, "close it too"},
@@ -430,6 +440,7 @@ static void parse(int argc, char **argv)
 	run.op.count = pages_option("op-pages", count, half ? run.pages / 2 : run.pages - run.op.at,
 				    run.pages - run.op.at);
 	run.observe = seconds_option("observe", observe, 3);
+	run.between = seconds_option("between", between, run.observe);
 	run.end_deadline = seconds_option("end-deadline", end_deadline, 20);
 	if (run.touch && run.munmap)
 		nvh_usage("--touch-while-waiting needs the mapping that --munmap removes");
