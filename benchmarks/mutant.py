@@ -259,7 +259,10 @@ def judge(mutant: Mutant, seen: Mapping[str, Seen], unpatched: Mapping[str, Seen
         if not any(are(near, test) and one.status is Status.PASS for test, one in seen.items()):
             complaints.append((Verdict.UNTESTED, f"no test of {near} passed"))
     for test, one in seen.items():
-        if test not in claimed and not any(are(tests, test) for tests in mutant.also):
+        neighbour = any(are(tests, test) for tests in mutant.passes)
+        if test not in claimed and (
+            neighbour or not any(are(tests, test) for tests in mutant.also)
+        ):
             complaints += _passing(test, one, unpatched.get(test))
     failed = [
         (short(test), one.first)

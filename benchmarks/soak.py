@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import signal
 import sys
 import time
 from collections import Counter
@@ -19,8 +19,15 @@ from pathlib import Path
 from benchmarks.content import content
 from benchmarks.crosstalk import checksum
 from benchmarks.figures import Figure, lines
-from harness import paths, ui
-from harness.errors import EXIT_FAILED, EXIT_OK, EXIT_UNTESTABLE, HarnessError, UsageError
+from harness import logged, paths, ui
+from harness.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_UNTESTABLE,
+    HarnessError,
+    UsageError,
+)
 from harness.images.store import hash_of
 from harness.lab import Lab, Options
 from harness.report.results import reading, write_json
@@ -40,18 +47,23 @@ class Loop:
     """The runs of a loop, in their order."""
 
     folder: Path
-    of: str  # the hash of all that the runs have in common
+    digest: str  # of all that the runs have in common
     runs: list[str] = field(default_factory=list)  # folders
     seconds: list[float] = field(default_factory=list)
 
     @classmethod
-    def load(cls, folder: Path, of: str) -> Loop:
-        """Return a loop that was begun; UsageError when it is of something else."""
+    def load(cls, folder: Path) -> Loop:
+        """Return a loop that was begun; UsageError where there is none."""
+        if not (folder / FILE).is_file():
+            raise UsageError(f"no soak was begun in {folder}", hint="name a results/soak-*")
         with reading(folder / FILE, FORMAT, "soak") as values:
-            loop = cls(folder, str(values["of"]), list(values["runs"]), list(values["seconds"]))
-        if loop.of != of:
-            raise UsageError(f"{folder} was begun with another harness, kernel or selection")
-        return loop
+            runs, seconds = list(values["runs"]), list(values["seconds"])
+            return cls(folder, str(values["digest"]), runs, seconds)
+
+    def check(self, digest: str) -> None:
+        """Raise UsageError when the next run would be one of something else."""
+        if self.digest != digest:
+            raise UsageError(f"{self.folder} was begun with another harness, kernel or selection")
 
     def add(self, run: Path, seconds: float) -> None:
         """Note a run that is whole."""
@@ -60,7 +72,12 @@ class Loop:
 
     def save(self) -> None:
         """Keep what was run, with what differs."""
-        values = {"format": FORMAT, "of": self.of, "runs": self.runs, "seconds": self.seconds}
+        values = {
+            "format": FORMAT,
+            "digest": self.digest,
+            "runs": self.runs,
+            "seconds": self.seconds,
+        }
         write_json(self.folder / FILE, {**values, "differing": differing(self.verdicts())})
 
     def verdicts(self) -> list[Verdicts]:
@@ -79,45 +96,50 @@ def main() -> int:
         "--resume", metavar="FOLDER", type=Path, help="results/soak-* to go on with"
     )
     args = parser.parse_args()
+    # As of nvh: the run that is under way ends with it, and its guests.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _soak(args)
     except HarnessError as error:
         return ui.complain(error)
+    except KeyboardInterrupt:
+        ui.terminal.print("nvh: interrupted; --resume goes on")
+        return EXIT_INTERRUPTED
 
 
 def _soak(args: argparse.Namespace) -> int:
+    root = paths.source_tree()
+    loop = Loop.load(args.resume.resolve()) if args.resume else None
     with ui.progress() as shown:
         lab = Lab(Options(kernel=args.kernel), say=shown.say)
         template = lab.template(lab.recipe())  # in use by this process: it stays
         before = checksum(template)
-        of = hash_of(content(paths.source_tree(), *_PARTS), lab.kernel.digest, args.k or "")
-    if args.resume:
-        loop = Loop.load(args.resume.resolve(), of)
-    else:
-        stamp = time.strftime("soak-%Y-%m-%d-%H%M%S")
-        loop = Loop(paths.source_tree() / "results" / stamp, of)
-    command = [sys.executable, "-m", "harness", "test", "-n", args.n]
-    command += ["--results", str(loop.folder)]
+
+    def digest() -> str:
+        return hash_of(content(root, *_PARTS), lab.kernel.digest, args.k or "")
+
+    if loop is None:
+        loop = Loop(root / "results" / time.strftime("soak-%Y-%m-%d-%H%M%S"), digest())
+        loop.folder.mkdir(parents=True)
+    command = logged.command("test", "-n", args.n, "--results", str(loop.folder))
     command += ["--kernel", args.kernel] if args.kernel else []
     command += ["-k", args.k] if args.k else []
     latest = loop.folder / "latest"
     while len(loop.runs) < args.runs:
-        number, last = len(loop.runs) + 1, latest.resolve()
+        loop.check(digest())
         begun = time.monotonic()
-        done = subprocess.run(
-            command, cwd=paths.source_tree(), capture_output=True, text=True, check=False
-        )
+        status = logged.run(command, loop.folder, echo=False)
         seconds = time.monotonic() - begun
-        judged = latest.resolve() != last  # or it ended before its first test
-        if done.returncode not in (EXIT_OK, EXIT_FAILED, EXIT_UNTESTABLE) or not judged:
-            raise HarnessError(
-                f"run {number} failed: {(done.stderr or done.stdout).strip()[-300:]}"
-            )
+        if status == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
+        # There is none when it ended before its first test.
+        if status not in (EXIT_OK, EXIT_FAILED, EXIT_UNTESTABLE) or not latest.is_symlink():
+            raise HarnessError(f"run {len(loop.runs) + 1} failed: {logged.said(loop.folder)}")
         loop.add(latest.resolve(), seconds)
         loop.save()  # after each run: whoever stops the loop keeps what it has shown
         seen = loop.verdicts()
         said = f"{counted(seen[-1])}; {len(differing(seen))} differ"
-        print(f"run {number}: {seconds:.0f} s, {said}", flush=True)
+        print(f"run {len(loop.runs)}: {seconds:.0f} s, {said}", flush=True)
     flaky = differing(loop.verdicts())
     for name, words in flaky.items():
         print(f"{name}: {'; '.join(f'{word} in {ranges(at)}' for word, at in words.items())}")

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from harness.commands import (
     results,
     testing,
 )
-from harness.errors import EXIT_INTERRUPTED, HarnessError, HostError
+from harness.errors import EXIT_INTERRUPTED, EXIT_UNTESTABLE, HarnessError, HostError
 from harness.images.kernel import absolute
 from harness.pool import ISOLATIONS
 from harness.time_limit import OF_RUN, OF_TEST
@@ -64,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         return ui.complain(HostError(f"{what}{error.strerror or error}"))
+    except Exception:  # a bug of ours: Python's own exit code would tell git bisect run "bad"
+        traceback.print_exc()
+        return EXIT_UNTESTABLE
 
 
 def _absolute(args: argparse.Namespace) -> None:

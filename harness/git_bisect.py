@@ -63,6 +63,13 @@ def find(repository: Path, revision: str) -> Commit:
     return Commit(hash_, subject, author, date, tuple(parents.split()))
 
 
+def check_paths(repository: Path, good: Commit, bad: Commit, paths: Sequence[str]) -> None:
+    """Raise UsageError where no commit between two touches one of some paths."""
+    words = ("rev-list", "-n1", f"{good.hash}...{bad.hash}", "--", *paths)
+    if paths and not _git(repository, *words, check=True).stdout.strip():
+        raise UsageError(f"no commit between the two touches {' '.join(paths)}")
+
+
 def turn_between(repository: Path, good: Commit, bad: Commit) -> Turn:
     """Return what lies between two commits: where good is the newer one, a repair."""
     words = ("merge-base", "--is-ancestor", bad.hash, good.hash)
@@ -100,12 +107,12 @@ class Worktree:
         return self.path.with_name(f"{self.path.name}.owner")
 
     def ready(self) -> bool:
-        """Whether it is there, with no git that was killed at work in it."""
+        """Whether it is there, without the lock of a git that was killed at work in it."""
         where = _git(self.path, "rev-parse", "--git-dir") if self.path.is_dir() else None
         # A directory that git did not make is that of whatever repository lies around it.
         if where is None or where.status != 0 or not (self.path / ".git").is_file():
             return False
-        return not (self.path / where.stdout.strip() / "index.lock").exists()
+        return not any((self.path / where.stdout.strip()).glob("*.lock"))
 
     def make(self, commit: str) -> None:
         """Check a commit out, into a place where nothing of use is."""

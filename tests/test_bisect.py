@@ -330,7 +330,9 @@ def test_an_interrupted_search_of_commits_goes_on(host: Host, lost: str) -> None
     assert process.returncode == 130
     assert host.kept.tree is not None
     worktree = Path(host.kept.tree.worktree)
-    assert f"worktree remove --force {worktree} gives it up" in " ".join(said.split())
+    assert re.search(
+        rf"worktree remove --force {worktree} && rm -r \S+ gives it up", " ".join(said.split())
+    )
     if lost == "worktree":
         git(linux, "worktree", "remove", "--force", str(worktree))
     elif lost == "lock":  # of a git that was killed while it checked out
@@ -446,6 +448,15 @@ def test_wrong_usage_is_one_line(host: Host, words: list[str], said: str) -> Non
     assert code == 2
     assert said in " ".join(err.split())
     assert len(err.splitlines()) == 1
+    assert not (host.folder / "results").exists()
+
+
+def test_paths_that_no_commit_touches_are_told_before_anything_is_built(host: Host) -> None:
+    linux = host.tree("good-1", "bad-2")
+    words = (str(host.bundle), "--good", "HEAD~1", "--bad", "HEAD", "--tree", str(linux))
+    code, _, err = host.nvh(*words, "--", "no/such/file")
+    assert code == 2
+    assert "no commit between the two touches no/such/file" in " ".join(err.split())
     assert not (host.folder / "results").exists()
 
 

@@ -132,7 +132,7 @@ def test_an_interrupt_leaves_no_half_of_a_file(tmp_path: Path, *, ends: bool) ->
         whole = not interrupted(action, at)
         for file in results.rglob("*.json"):
             json.loads(file.read_text())
-        assert not list((results / "bundles").glob(".*.*[0-9]"))
+        assert not list((results / "bundles").rglob(".*.*[0-9]"))
         if whole:
             break
     assert at > 100

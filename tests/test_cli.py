@@ -257,6 +257,16 @@ def test_a_missing_qemu(nvh: Nvh, monkeypatch: pytest.MonkeyPatch) -> None:
 # run and shell
 
 
+def test_a_bug_of_ours_is_neither_good_nor_bad(nvh: Nvh, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Lab, "find_machine", broken)
+    said = nvh("machine", "show")
+    assert said.code == 125
+    assert "ZeroDivisionError" in said.err
+
+
 def test_run_without_a_command(nvh: Nvh) -> None:
     assert "no command (nvh run [OPTIONS] -- COMMAND)" in complaint(nvh("run"), 2)
     complaint(nvh("run", "--"), 2)

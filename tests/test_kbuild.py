@@ -392,6 +392,10 @@ def test_check_names_rows_and_lines(
     assert "\nCONFIG_FS_DAX=y  # K2 " in said
     assert "\nCONFIG_IOMMUFD=y  # V20\n" in said
     assert " V1 V2 " in said
+    assert "is not set  # S10" not in said
+    file.write_text(f"{file.read_text()}CONFIG_FS_DAX=y\n")
+    assert main(["kernel", "check", str(file)]) == 0
+    assert "\n# CONFIG_FS_DAX is not set  # S10\n" in capsys.readouterr().out
     file.write_text("CONFIG_MODULES=y\nCONFIG_PCI=y\n")
     assert main(["kernel", "check", str(file)]) == 1
     said = capsys.readouterr().out

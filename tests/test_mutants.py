@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import signal
@@ -245,6 +246,15 @@ def test_known_failures_and_skips_that_stay_are_no_difference() -> None:
 def test_what_fails_also_is_not_held_against_it() -> None:
     tests = {V1: OK, V3: WRONG, "test_v21_inner[fsdax]": seen("FAIL", "it starts")}
     assert judged(tests).verdict is Verdict.FOUND
+
+
+def test_a_neighbour_must_pass_even_among_what_may_fail() -> None:
+    mutant = dataclasses.replace(made(), passes=("V1", "V21 [anon]"))
+    near = "test_v21_inner[anon]"
+    tests = {IN_V + V1: OK, IN_V + V3: WRONG, IN_V + near: seen("FAIL", "it starts")}
+    before = {IN_V + V1: OK, IN_V + V3: OK, IN_V + near: OK}
+    assert judge(mutant, tests, before).verdict is not Verdict.FOUND
+    assert judge(mutant, {**tests, IN_V + near: OK}, before).verdict is Verdict.FOUND
 
 
 def test_a_neighbour_that_was_not_run_is_told() -> None:

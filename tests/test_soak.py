@@ -50,11 +50,17 @@ def test_a_loop_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
         (run / "summary.json").write_text(json.dumps({"tests": tests}))
         loop.add(run, 1.5)
     loop.save()
-    again = Loop.load(tmp_path, "this harness")
+    again = Loop.load(tmp_path)
     assert again == loop
     assert again.verdicts() == [{"t.py::a": "PASS"}, {"t.py::a": "FAIL"}]
+    again.check("this harness")
     with pytest.raises(UsageError, match="another harness"):
-        Loop.load(tmp_path, "that harness")
+        again.check("that harness")
+
+
+def test_a_loop_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no soak was begun in"):
+        Loop.load(tmp_path)
 
 
 def test_known_issues_are_counted_together() -> None:

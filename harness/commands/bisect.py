@@ -108,7 +108,8 @@ def _go_on(found: Bisection, folder: Path) -> str:
     if found.tree is None or not found.tree.worktree:
         return words
     tree = found.tree
-    return f"{words}; git -C {tree.path} worktree remove --force {tree.worktree} gives it up"
+    remove = f"git -C {tree.path} worktree remove --force {tree.worktree}"
+    return f"{words}; {remove} && rm -r {folder} gives it up"
 
 
 def _resumed(args: argparse.Namespace) -> Path:
@@ -254,6 +255,7 @@ def _tree(args: argparse.Namespace) -> tuple[Tree, Turn]:
     good, bad = git_bisect.find(path, args.good), git_bisect.find(path, args.bad)
     if good.hash == bad.hash:
         raise UsageError(f"{args.good} and {args.bad} are one commit: {good}")
+    git_bisect.check_paths(path, good, bad, args.command)
     files = [Path(file).expanduser().absolute() for file in args.patch]
     for file in files:
         patches.read(file)

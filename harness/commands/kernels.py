@@ -60,7 +60,9 @@ def check(args: argparse.Namespace) -> int:
     if needing:
         print("\n# lines to add, and the rows that run in part or not at all without")
     for option, rows in needing.items():
-        print(f"{option}=y{'  # ' if rows else ''}{_listed(rows)}")
+        name, _, off = option.partition("=")
+        line = f"# {name} is not set" if off else f"{name}=y"
+        print(f"{line}{'  # ' if rows else ''}{_listed(rows)}")
     return EXIT_FAILED if stopping else EXIT_OK
 
 
@@ -92,9 +94,13 @@ def _missing(row: Row, options: Mapping[str, str], features: set[str]) -> list[s
         for option in sorted(features)
         if any(fnmatch.fnmatchcase(row.id, pattern) for pattern in kconfig.rows_of(option))
     }
-    for need in row.needs:
+    for need in " and ".join(row.needs).split(" and "):
         named = _OPTION.findall(need)  # several are alternatives
-        if named and not any(options.get(option) in ("y", "m") for option in named):
+        there = any(options.get(option) in ("y", "m") for option in named)
+        if named and f"{named[0]}=n" in need:
+            if there:
+                lacking[f"{named[0]}=n"] = None
+        elif named and not there:
             lacking[named[0]] = None
     return list(lacking)
 

@@ -189,7 +189,7 @@ class Bundles:
 def _whole(target: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a directory to fill: it becomes ``target`` when that is done, or it is removed.
 
-    So nobody reads half a file there, whenever the harness is interrupted or killed.
+    So there is no half of a file, however soon the harness is interrupted.
     """
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -346,7 +346,8 @@ def _readme(values: Mapping[str, Any], record: TestRecord | None) -> str:
     lines += ["", "Run it again:", ""]
     lines += ["    ./repro.sh                  # on the kernel above, where it can be had"]
     lines += ["    ./repro.sh --kernel ~/linux # on another"]
-    lines += ["    git bisect run .../repro.sh --kernel ~/linux --repeat 5"]
+    lines += ["    git bisect run sh -c 'make -j8 bzImage modules || exit 125;"]
+    lines += ["                          exec .../repro.sh --kernel . --repeat 5'"]
     lines += [
         "",
         "It needs a checkout of nvdimm-harness; NVH=.../.venv/bin/nvh names it.  Exit status: 1",

@@ -69,5 +69,7 @@ def _reason(record: TestRecord) -> str:
 
 
 def _shown(seen: object) -> str:
-    """Level text only: small numbers are answers (a status, a count)."""
+    """Return an answer without its numbers, which differ from run to run; true is not false."""
+    if isinstance(seen, bool):
+        return str(seen)
     return _NUMBER.sub("#", seen) if isinstance(seen, str) else type(seen).__name__
