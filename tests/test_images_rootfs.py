@@ -136,5 +136,19 @@ def test_apt_is_asked_again_when_it_may_say_something_else(host_apt: Path) -> No
 
 def test_an_apt_without_sources_is_told(host_apt: Path) -> None:
     host_apt.write_text("")
-    with pytest.raises(HostError, match="NVH_MIRROR"):
+    with pytest.raises(HostError, match="NVH_DEBIAN_MIRROR"):
         distribution.mirror("debian")
+
+
+def test_each_distribution_has_a_mirror_of_its_own(
+    host_apt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host_apt.write_text("main noble http://one/ubuntu/\n")
+    noble = distribution.Release("ubuntu", "noble")
+    monkeypatch.setattr(distribution, "host_release", lambda: noble)
+    monkeypatch.setenv("NVH_DEBIAN_MIRROR", "http://other/debian/")
+    assert distribution.mirror("debian") == "http://other/debian"
+    assert distribution.mirror("ubuntu") == "http://one/ubuntu"
+    monkeypatch.setenv("NVH_MIRROR", "http://third/ubuntu")
+    assert distribution.mirror("debian") == "http://other/debian"
+    assert distribution.mirror("ubuntu") == "http://third/ubuntu"

@@ -45,28 +45,43 @@ def host_release() -> Release:
     return Release(name, derived or about.get("VERSION_CODENAME") or "sid")
 
 
+def named_mirror(name: str) -> str | None:
+    """Return the mirror that the user names for a distribution.
+
+    ``$NVH_DEBIAN_MIRROR`` or ``$NVH_UBUNTU_MIRROR``; ``$NVH_MIRROR`` is for that of the host.
+    """
+    variables = [f"NVH_{name.upper()}_MIRROR"]
+    if host_release().name == name:
+        variables.append("NVH_MIRROR")
+    for variable in variables:
+        url = os.environ.get(variable, "").rstrip("/")
+        if url and not re.fullmatch(r"[a-z][a-z0-9+.-]*:/\S+", url):
+            raise UsageError(f"{variable}={url} is no URL", hint=f"such as http://mirror/{name}")
+        if url:
+            return url
+    return None
+
+
 def mirror(name: str) -> str:
-    """Return the mirror of a distribution: ``$NVH_MIRROR``, else the one that the host's apt uses.
+    """Return the mirror of a distribution: the one that is named, else that of the host's apt.
 
     Raises HostError when the host's apt knows none of that distribution.
     """
-    named = os.environ.get("NVH_MIRROR", "").rstrip("/")
-    if named and not re.fullmatch(r"[a-z][a-z0-9+.-]*:/\S+", named):
-        raise UsageError(f"NVH_MIRROR={named} is no URL", hint=f"such as http://mirror/{name}")
-    if named:
+    if named := named_mirror(name):
         return named
     known = _host_mirrors()
     own = host_release()
     if own.name == name and own.codename in known:
         return known[own.codename]
     raise HostError(
-        f"the host's apt knows no mirror of {name}", hint="set NVH_MIRROR to the URL of one"
+        f"the host's apt knows no mirror of {name}",
+        hint=f"set NVH_{name.upper()}_MIRROR to the URL of one",
     )
 
 
 def _security_mirror(base: str) -> str:
-    """Return where a distribution's security updates are."""
-    if os.environ.get("NVH_MIRROR"):
+    """Return where Debian's security updates are."""
+    if named_mirror("debian"):
         return f"{base}-security"
     return _host_mirrors().get(f"{host_release().codename}-security", f"{base}-security")
 

@@ -87,8 +87,8 @@ def _bootstrap(suite: str, target: Path, extra: Sequence[str], say: Progress) ->
     argv = command(program, suite, str(target / IMAGE), extra)
     # mmdebstrap runs apt without the host's configuration: proxies and the like go along.
     argv[1:1] = [f"--aptopt={line.rstrip(';')}" for line in apt.host_options()]
-    if os.environ.get("NVH_MIRROR"):
-        argv.append(distribution.mirror(distribution.host_release().name))
+    if named := distribution.named_mirror(distribution.host_release().name):
+        argv.append(named)
     with _scratch() as scratch:
         said = scratch / "mmdebstrap.log"
         full = [*_confined(), "env", f"TMPDIR={scratch}", *argv]
