@@ -259,10 +259,9 @@ def judge(mutant: Mutant, seen: Mapping[str, Seen], unpatched: Mapping[str, Seen
         if not any(are(near, test) and one.status is Status.PASS for test, one in seen.items()):
             complaints.append((Verdict.UNTESTED, f"no test of {near} passed"))
     for test, one in seen.items():
-        neighbour = any(are(tests, test) for tests in mutant.passes)
-        if test not in claimed and (
-            neighbour or not any(are(tests, test) for tests in mutant.also)
-        ):
+        may_fail = any(are(tests, test) for tests in mutant.also)
+        must_pass = any(are(tests, test) for tests in mutant.passes)
+        if test not in claimed and (must_pass or not may_fail):
             complaints += _passing(test, one, unpatched.get(test))
     failed = [
         (short(test), one.first)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import mutant
+from benchmarks.command import carried_out, nvh_test
 from benchmarks.content import content
 from benchmarks.mutant import Judgement, Mutant, Outcome, Seen, Verdict
 from benchmarks.mutants_page import page
 from harness import logged, paths, ui
-from harness.errors import EXIT_INTERRUPTED, EXIT_UNTESTABLE, HarnessError, UsageError
+from harness.errors import EXIT_UNTESTABLE, HarnessError, UsageError
 from harness.images import kbuild, patches, source
 from harness.images.store import Progress, Store, hash_of
 from harness.lab import Lab, Options
@@ -76,16 +75,10 @@ def _run(
     folder: Path, kernel: Path, selection: str, options: Iterable[str]
 ) -> tuple[float, stored.StoredRun]:
     """Run tests on a kernel; HarnessError when they were not run to their end."""
-    words = ["--kernel", str(kernel), "--results", str(folder), *options]
+    words = ["--kernel", str(kernel), *options]
     words += ["-k", selection] if selection else []
-    folder.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
-    status = logged.run(logged.command("test", *words), folder, echo=False)
-    seconds = time.monotonic() - begun
-    if status == EXIT_INTERRUPTED:
-        raise KeyboardInterrupt
-    latest = folder / "latest"
-    run = stored.load_run(latest.resolve()) if latest.is_symlink() else None
+    _, seconds, results = nvh_test(folder, *words)
+    run = stored.load_run(results) if results else None
     if run is None or not run.info.finished or not run.records:
         raise HarnessError(logged.said(folder), hint=f"see {folder / logged.LOG}")
     return seconds, run
@@ -140,15 +133,7 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="write the page of these only, too")
     parser.add_argument("--list", action="store_true", help="show the mutants and run nothing")
     args = parser.parse_args()
-    # As of nvh: what was started for a run, make or a guest, ends with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return _main(args)
-    except HarnessError as error:
-        return ui.complain(error)
-    except KeyboardInterrupt:
-        ui.terminal.print("nvh: interrupted; what is done is kept")
-        return EXIT_INTERRUPTED
+    return carried_out(lambda: _main(args), "what is done is kept")
 
 
 def _main(args: argparse.Namespace) -> int:

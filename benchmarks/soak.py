@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 from collections import Counter
@@ -16,13 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.command import carried_out, nvh_test
 from benchmarks.content import content
 from benchmarks.crosstalk import checksum
 from benchmarks.figures import Figure, lines
 from harness import logged, paths, ui
 from harness.errors import (
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_UNTESTABLE,
     HarnessError,
@@ -70,15 +69,10 @@ class Loop:
         self.runs.append(run.name)
         self.seconds.append(seconds)
 
-    def save(self) -> None:
+    def save(self, flaky: Mapping[str, object]) -> None:
         """Keep what was run, with what differs."""
-        values = {
-            "format": FORMAT,
-            "digest": self.digest,
-            "runs": self.runs,
-            "seconds": self.seconds,
-        }
-        write_json(self.folder / FILE, {**values, "differing": differing(self.verdicts())})
+        values = {"digest": self.digest, "runs": self.runs, "seconds": self.seconds}
+        write_json(self.folder / FILE, {"format": FORMAT, **values, "differing": flaky})
 
     def verdicts(self) -> list[Verdicts]:
         """Return what each run said."""
@@ -96,15 +90,7 @@ def main() -> int:
         "--resume", metavar="FOLDER", type=Path, help="results/soak-* to go on with"
     )
     args = parser.parse_args()
-    # As of nvh: the run that is under way ends with it, and its guests.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return _soak(args)
-    except HarnessError as error:
-        return ui.complain(error)
-    except KeyboardInterrupt:
-        ui.terminal.print("nvh: interrupted; --resume goes on")
-        return EXIT_INTERRUPTED
+    return carried_out(lambda: _soak(args), "--resume goes on")
 
 
 def _soak(args: argparse.Namespace) -> int:
@@ -120,29 +106,25 @@ def _soak(args: argparse.Namespace) -> int:
 
     if loop is None:
         loop = Loop(root / "results" / time.strftime("soak-%Y-%m-%d-%H%M%S"), digest())
-        loop.folder.mkdir(parents=True)
-    command = logged.command("test", "-n", args.n, "--results", str(loop.folder))
-    command += ["--kernel", args.kernel] if args.kernel else []
-    command += ["-k", args.k] if args.k else []
-    latest = loop.folder / "latest"
+    words = ["-n", args.n]
+    words += ["--kernel", args.kernel] if args.kernel else []
+    words += ["-k", args.k] if args.k else []
+    seen = loop.verdicts()
     while len(loop.runs) < args.runs:
         loop.check(digest())
-        begun = time.monotonic()
-        status = logged.run(command, loop.folder, echo=False)
-        seconds = time.monotonic() - begun
-        if status == EXIT_INTERRUPTED:
-            raise KeyboardInterrupt
-        # There is none when it ended before its first test.
-        if status not in (EXIT_OK, EXIT_FAILED, EXIT_UNTESTABLE) or not latest.is_symlink():
+        status, seconds, results = nvh_test(loop.folder, *words)
+        # There are no results when it ended before its first test.
+        if status not in (EXIT_OK, EXIT_FAILED, EXIT_UNTESTABLE) or results is None:
             raise HarnessError(f"run {len(loop.runs) + 1} failed: {logged.said(loop.folder)}")
-        loop.add(latest.resolve(), seconds)
-        loop.save()  # after each run: whoever stops the loop keeps what it has shown
-        seen = loop.verdicts()
-        said = f"{counted(seen[-1])}; {len(differing(seen))} differ"
+        loop.add(results, seconds)
+        seen.append(verdicts(results / "summary.json"))
+        flaky = differing(seen)
+        loop.save(flaky)  # after each run: whoever stops the loop keeps what it has shown
+        said = f"{counted(seen[-1])}; {len(flaky)} differ"
         print(f"run {len(loop.runs)}: {seconds:.0f} s, {said}", flush=True)
-    flaky = differing(loop.verdicts())
-    for name, words in flaky.items():
-        print(f"{name}: {'; '.join(f'{word} in {ranges(at)}' for word, at in words.items())}")
+    flaky = differing(seen)
+    for name, told in flaky.items():
+        print(f"{name}: {'; '.join(f'{word} in {ranges(at)}' for word, at in told.items())}")
     written = checksum(template) != before
     print(f"the template {'was written to' if written else 'is what it was'}: {template.path.name}")
     goal = None if args.k else 300.0

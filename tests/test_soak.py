@@ -49,7 +49,7 @@ def test_a_loop_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
         tests = [{"test": "t.py::a", "status": status, "known": ""}]
         (run / "summary.json").write_text(json.dumps({"tests": tests}))
         loop.add(run, 1.5)
-    loop.save()
+    loop.save({})
     again = Loop.load(tmp_path)
     assert again == loop
     assert again.verdicts() == [{"t.py::a": "PASS"}, {"t.py::a": "FAIL"}]
