@@ -150,11 +150,15 @@ def test_v9_devdax_pins_are_given_back(guest: Guest, case: Case, container: str)
 
 @pytest.mark.parametrize(
     ("how", "options"),
-    [(":private", ()), ("", ("--size", "1M")), ("", ("--offset", "4K"))],
+    [(":private", ()), ("", ("--size", "1M")), ("", ("--offset", "4K", "--size", "4M"))],
     ids=["private", "length", "offset"],
 )
 def test_v10_devdax_mmap(guest: Guest, case: Case, how: str, options: tuple[str, ...]) -> None:
-    """What device-dax does not map at all."""
+    """What device-dax does not map at all.
+
+    The offset: for a mapping with an aligned part dax_get_unmapped_area() picks an address that
+    lies as the offset does.  For a shorter one it takes any, an aligned one as well (row N5).
+    """
     source = f"dax:{guest.namespace('devdax2m').device}{how}"
     seen = observe(guest, case, "vfio_map", "--source", source, *options)
     case.expect("mmap", seen["mmap"])

@@ -13,6 +13,7 @@ from harness.verdict.status import Status
 from testcases.filesystems import NAMES, dax_mount, page_cache_mount
 from testcases.vfio_steps import (
     IN_ONE_PIECE,
+    after_unmap_in_one_piece,
     aligned,
     disable_and_enable,
     expect_all,
@@ -306,7 +307,7 @@ def test_v20_blocked_access(guest: Guest, case: Case, mode: str, how: str) -> No
 def test_v20_after_unmap_in_one_piece(guest: Guest, case: Case, mode: str, iova: int) -> None:
     """Memory in one piece goes from the IOMMU at once: no later piece covers for its flush."""
     case.allow("^DMAR: DMA (Read|Write) fault")
-    options = ("--case", "after-unmap", "--source", "hugetlb", "--size", "2M", "--iova", hex(iova))
+    options = after_unmap_in_one_piece(iova)
     with huge_pages(guest, case):
         seen = through(guest, case, mode, *options, program="vfio_fault")
     expect_blocked(case, seen, iova)

@@ -8,6 +8,7 @@ from harness.guest import Guest
 from harness.verdict.expectation import Case
 from testcases.vfio_steps import (
     IN_ONE_PIECE,
+    after_unmap_in_one_piece,
     by_kernel,
     expect_all,
     expect_blocked,
@@ -98,7 +99,7 @@ def test_v18_blocked_access(guest: Guest, case: Case, how: str, container: str) 
 def test_v18_after_unmap_in_one_piece(guest: Guest, case: Case, iova: int) -> None:
     """Memory in one piece goes from the IOMMU at once: no later piece covers for its flush."""
     case.allow("^DMAR: DMA (Read|Write) fault")
-    options = ("--case", "after-unmap", "--source", "hugetlb", "--size", "2M", "--iova", hex(iova))
+    options = after_unmap_in_one_piece(iova)
     with huge_pages(guest, case):
         seen = observe(guest, case, "vfio_fault", *options)
     expect_blocked(case, seen, iova)

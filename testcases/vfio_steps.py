@@ -19,6 +19,11 @@ _PASSING = 2
 IN_ONE_PIECE = {0x4000000: "one-entry", 0x4001000: "many-entries"}
 
 
+def after_unmap_in_one_piece(iova: int) -> tuple[str, ...]:
+    """Return vfio_fault's options for a 2 MiB page at this IOVA that is used after its unmap."""
+    return ("--case", "after-unmap", "--source", "hugetlb", "--size", "2M", "--iova", hex(iova))
+
+
 def observe(guest: Guest, case: Case, program: str, *options: str) -> dict[str, Any]:
     """Run a workload with edu as the device and return its facts.
 
