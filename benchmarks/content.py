@@ -10,12 +10,12 @@ from harness.images.store import file_hash, hash_of
 _MADE = {"build", "__pycache__"}
 
 
-def content(root: Path, *folders: str) -> str:
-    """Return the hash of all files in some folders of a checkout but those that are made."""
+def content(root: Path, *parts: str) -> str:
+    """Return the hash of files and folders of a checkout, without what is made there."""
     files = sorted(
         path
-        for folder in folders
-        for path in (root / folder).rglob("*")
+        for part in parts
+        for path in [root / part, *(root / part).rglob("*")]
         if path.is_file() and not _MADE & {*path.relative_to(root).parts}
     )
     return hash_of(*(f"{path.relative_to(root)} {file_hash(path)}" for path in files))

@@ -27,13 +27,21 @@ SOURCE = "debian-source:6.12"
 UNPATCHED = "unpatched"
 
 
+#: What of a checkout decides what is seen of a kernel; the mutants themselves do not.
+_PARTS = (
+    "harness",
+    "testcases",
+    *(f"guest-images/{part}" for part in ("init", "machines", "root", "modules.toml")),
+)
+
+
 @dataclass(frozen=True)
 class Bench:
     """What is the same for all mutants of a run."""
 
     store: Store
     folder: Path
-    testcases: str  # the hash of all that testcases/ holds
+    checkout: str  # the hash of what decides, beside the kernel, what is seen
     options: tuple[str, ...]  # of nvh test
     whole: bool
     again: bool
@@ -54,7 +62,7 @@ class Bench:
         """Return what tests say of a kernel, having run those that were not run before."""
         folder = self.folder / name
         # The name of a built kernel is the hash of its source, configuration and patches.
-        key = hash_of("mutants-1", kernel.name, self.testcases)
+        key = hash_of("mutants-2", kernel.name, self.checkout)
         before = Outcome(key, 0.0, {}, (), {}) if self.again else Outcome.load(folder, key)
         known = before.selections
         wanted = dict.fromkeys(selections)
@@ -156,7 +164,7 @@ def _main(args: argparse.Namespace) -> int:
         bench = Bench(
             store=store,
             folder=folder,
-            testcases=content(root, "testcases"),
+            checkout=content(root, *_PARTS),
             options=("-n", args.n),
             whole=args.whole,
             again=args.again,

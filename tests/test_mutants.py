@@ -317,7 +317,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(
         store=Store(tmp_path / "store"),
         folder=tmp_path / "results",
-        testcases="a hash",
+        checkout="a hash",
         options=("-n", "1"),
         whole=False,
         again=False,
@@ -388,7 +388,7 @@ def test_each_mutant_is_run_once_and_the_kernel_without_it_once_for_all(
 @pytest.mark.parametrize(
     ("changed", "names"),
     [
-        ({"testcases": "another hash"}, ["unpatched", "short-pin"]),
+        ({"checkout": "another hash"}, ["unpatched", "short-pin"]),
         ({"whole": True}, ["unpatched", "short-pin"]),
         ({"again": True}, ["unpatched", "short-pin"]),
         ({"options": ("-n", "2")}, []),
@@ -461,6 +461,9 @@ def test_testcases_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
     before = content(tmp_path, "testcases")
     (folder / "build" / "pin").write_text("what was compiled does not count")
     assert content(tmp_path, "testcases") == before
+    (tmp_path / "modules.toml").write_text("a file beside the folder")
+    assert content(tmp_path, "testcases") == before
+    assert content(tmp_path, "testcases", "modules.toml") != before
     (folder / "pin.c").write_text("int main();")
     assert content(tmp_path, "testcases") != before
 

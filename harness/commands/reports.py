@@ -148,7 +148,8 @@ def _check(name: str, folder: Path) -> None:
     """Complain of a name that cannot be a report's."""
     if not good_name(name):
         raise UsageError(
-            f"{name!r} is not a report's name", hint="a-z, 0-9 and _, as vfio_fsdax_pins"
+            f"{name!r} is not a report's name",
+            hint="3 to 40 of a-z, 0-9 and _, a letter first, no row's name: vfio_fsdax_pins",
         )
     for there in [*folder.glob(f"{name}.*")]:
         raise UsageError(f"{there} is there already", hint="take another name")

@@ -131,8 +131,8 @@ def sources_of(selector: str) -> list[tuple[str, ...]]:
         return [distribution.sources(host, whole=True)]
     if not _SERIES.match(what):
         return [distribution.sources(Release(name, what))]
-    # The last is as old as kernels get that the root image serves; not every mirror has it still.
-    suites = ["stable", "oldstable", "sid", "oldoldstable"] if name == "debian" else []
+    # The last has the oldest kernel that is served, 5.10; not every mirror has it still.
+    suites = ["stable", "oldstable", "sid", "bullseye"] if name == "debian" else []
     if host.name == name:
         suites.insert(0, host.codename)
     return [distribution.sources(Release(name, suite), whole=True) for suite in suites]
