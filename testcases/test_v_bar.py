@@ -15,7 +15,9 @@ TOUCHED = pytest.mark.parametrize("touch", ["none", "read"], ids=["untouched", "
 def test_v11_bar(guest: Guest, case: Case, touch: str) -> None:
     """The device reaches its own registers through the IOMMU, whoever faulted the BAR in."""
     seen = observe(guest, case, "vfio_bar", "--touch", touch, "--dma-test")
-    for what in ("map", "peer_read", "peer_write"):
+    for what in ("map", "peer_read", "peer_second_page", "peer_write"):
+        case.expect(what, seen[what])
+    for what in ("pages_like_first", "part_page", "beyond_end", "private"):
         case.expect(what, seen[what])
     case.expect("whole_unmapped", seen["unmapped"] == seen["size"])
     case.expect("locked memory (KiB)", seen["locked_after"], right=seen["locked_before"])
@@ -34,6 +36,14 @@ def test_v13_bar_disabled(guest: Guest, case: Case, touch: str) -> None:
     """Nothing answers behind the BAR, so nothing can be mapped; later it can again."""
     seen = observe(guest, case, "vfio_bar", "--memory", "off", "--touch", touch, "--dma-test")
     for what in ("map", "disabled_access", "left_mapped", "map_enabled", "peer_read"):
+        case.expect(what, seen[what])
+    case.expect("pages_like_first", seen["pages_like_first"])
+
+
+def test_v13_all_bars_disabled(guest: Guest, case: Case) -> None:
+    """Memory decoding goes off for all BARs of a device: its third one is gone as well."""
+    seen = observe(guest, case, "vfio_bar", "--bar", "2", device="testdev")
+    for what in ("enabled_access", "disabled_access", "again_access"):
         case.expect(what, seen[what])
 
 

@@ -24,15 +24,19 @@ def after_unmap_in_one_piece(iova: int) -> tuple[str, ...]:
     return ("--case", "after-unmap", "--source", "hugetlb", "--size", "2M", "--iova", hex(iova))
 
 
-def observe(guest: Guest, case: Case, program: str, *options: str) -> dict[str, Any]:
-    """Run a workload with edu as the device and return its facts.
+def observe(
+    guest: Guest, case: Case, program: str, *options: str, device: str = "edu"
+) -> dict[str, Any]:
+    """Run a workload with a device on vfio-pci and return its facts.
 
     Proven for every row: the device sits behind the vIOMMU, and each step of the workload (a
     mapping made, a touch, a copy on write) was really taken.
     """
-    done = guest.workload(program, "--device", guest.vfio("edu").address, *options, timeout=90.0)
+    done = guest.workload(program, "--device", guest.vfio(device).address, *options, timeout=90.0)
     case.fact(done.command, done.facts)
-    case.prove("edu is behind an IOMMU", done.facts["iommu"] != "none", seen=done.facts["iommu"])
+    case.prove(
+        f"{device} is behind an IOMMU", done.facts["iommu"] != "none", seen=done.facts["iommu"]
+    )
     case.prove("the workload took all its steps", done.ok, seen=done.failed)
     return done.facts
 

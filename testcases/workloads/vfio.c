@@ -288,13 +288,21 @@ int vfio_bar_map(const struct vfio *vfio, unsigned int index, int prot, struct v
 {
 	uint64_t size;
 	uint32_t flags;
-	off_t offset = region_offset(vfio, VFIO_PCI_BAR0_REGION_INDEX + index, &size, &flags);
-	void *addr;
 
 	*bar = (struct vfio_bar){0};
+	region_offset(vfio, VFIO_PCI_BAR0_REGION_INDEX + index, &size, &flags);
 	if (size == 0 || !(flags & VFIO_REGION_INFO_FLAG_MMAP))
 		return ENODEV;
-	addr = mmap(NULL, size, prot, MAP_SHARED, vfio->device, offset);
+	return vfio_bar_map_at(vfio, index, prot, MAP_SHARED, 0, size, bar);
+}
+
+int vfio_bar_map_at(const struct vfio *vfio, unsigned int index, int prot, int flags, size_t from, size_t size,
+		    struct vfio_bar *bar)
+{
+	off_t offset = region_offset(vfio, VFIO_PCI_BAR0_REGION_INDEX + index, NULL, NULL);
+	void *addr = mmap(NULL, size, prot, flags, vfio->device, offset + (off_t)from);
+
+	*bar = (struct vfio_bar){0};
 	if (addr == MAP_FAILED)
 		return errno;
 	*bar = (struct vfio_bar){.addr = addr, .size = size};

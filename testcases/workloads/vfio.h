@@ -76,6 +76,10 @@ void vfio_command(const struct vfio *vfio, unsigned int bits);
  * Maps a BAR with the given PROT_ bits.  Returns 0 or errno: ENODEV when the BAR cannot be mapped.
  */
 int vfio_bar_map(const struct vfio *vfio, unsigned int index, int prot, struct vfio_bar *bar);
+
+/* As vfio_bar_map(), for size bytes from an offset in the BAR, with the given MAP_ flags. */
+int vfio_bar_map_at(const struct vfio *vfio, unsigned int index, int prot, int flags, size_t from, size_t size,
+		    struct vfio_bar *bar);
 void vfio_bar_unmap(struct vfio_bar *bar);
 
 #endif

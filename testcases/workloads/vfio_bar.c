@@ -1,6 +1,7 @@
 /*
  * Maps a BAR of a VFIO device for DMA (V11-V14): PFNMAP memory, which may be turned off underneath.
  */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -32,6 +33,7 @@ static const char *memory_text = "on";
 static const char *order_text = "unmap";
 static const char *type_text = "type1v2";
 static const char *iova_text = "0x4000000";
+static const char *bar_text = "0";
 static bool dma_test;
 
 static const struct nvh_option options[] = {
@@ -43,6 +45,7 @@ static const struct nvh_option options[] = {
 	{"order", &order_text, NULL, "at the end: unmap; disable memory decoding first; close the device first"},
 	{"type", &type_text, NULL, VFIO_BACKEND_HELP},
 	{"iova", &iova_text, NULL, "where the device sees the BAR (default 64 MiB)"},
+	{"bar", &bar_text, NULL, "of any device: only access this BAR while memory decoding is on, off and on (1 to 5)"},
 	{"dma-test", NULL, &dma_test, "the device reads and, with --dma rw, writes its own registers through the IOMMU"},
 	{0},
 };
@@ -50,6 +53,62 @@ static const struct nvh_option options[] = {
 static uint32_t reg_read(const struct vfio_bar *bar, unsigned int reg)
 {
 	return *(volatile uint32_t *)(void *)(bar->addr + reg);
+}
+
+/*
+ * Which page of the BAR is behind each page of its mapping, and behind one that begins in its middle;
+ * how mappings that must not be end.  The registers tell: only the first page has any, all else reads as
+ * ones.  (pagemap would name the frames, but skips PFNMAP memory.)  Facts: pages_like_first, part_page,
+ * beyond_end, private.
+ */
+static void look_at_pages(const struct vfio *vfio, const struct vfio_bar *bar)
+{
+	const size_t page = memory_page();
+	struct vfio_bar part;
+	int alike = 0, err;
+
+	for (size_t at = page; at < bar->size; at += page)
+		alike += reg_read(bar, (unsigned int)at) == reg_read(bar, REG_ID);
+	nvh_fact_int("pages_like_first", alike);
+	nvh_step(true, "%d of the other pages of the BAR are like its first", alike);
+	err = vfio_bar_map_at(vfio, 0, PROT_READ, MAP_SHARED, page, page, &part);
+	if (err)
+		nvh_bail("mmap of the second page of BAR0: %s", nvh_errname(err));
+	nvh_fact_str("part_page", reg_read(&part, REG_ID) == reg_read(bar, REG_ID) ? "the first" : "another");
+	vfio_bar_unmap(&part);
+	nvh_fact_errno("beyond_end", vfio_bar_map_at(vfio, 0, PROT_READ, MAP_SHARED, page, bar->size, &part));
+	vfio_bar_unmap(&part);
+	nvh_fact_errno("private", vfio_bar_map_at(vfio, 0, PROT_READ, MAP_PRIVATE, 0, bar->size, &part));
+	vfio_bar_unmap(&part);
+}
+
+/* How reading each page of the BAR ends. */
+static void access_pages(const struct vfio_bar *bar, const char *key)
+{
+	size_t pages = bar->size / memory_page(), dead = 0;
+
+	for (size_t i = 0; i < pages; i++)
+		dead += memory_touch_safely(bar->addr + i * memory_page(), 1, false) == SIGBUS;
+	nvh_fact_str(key, dead == pages ? "SIGBUS" : dead ? "SIGBUS in part" : "read");
+	nvh_step(true, "%s: %zu of %zu pages end in SIGBUS", key, dead, pages);
+}
+
+/* A BAR that is mapped by nobody but this process. */
+static void switch_memory(const struct vfio *vfio, unsigned int index)
+{
+	struct vfio_bar bar;
+	int err;
+
+	vfio_command(vfio, VFIO_MEMORY);
+	err = vfio_bar_map(vfio, index, PROT_READ, &bar);
+	if (err)
+		nvh_bail("mmap of BAR%u: %s", index, nvh_errname(err));
+	access_pages(&bar, "enabled_access");
+	vfio_command(vfio, 0);
+	access_pages(&bar, "disabled_access");
+	vfio_command(vfio, VFIO_MEMORY);
+	access_pages(&bar, "again_access");
+	vfio_bar_unmap(&bar);
 }
 
 /* Whether the DMA mapping leads to the BAR: the device's own registers, seen through its own DMA. */
@@ -62,6 +121,11 @@ static void peer_test(struct edu *edu, uint64_t iova, bool write)
 	memcpy(&id, edu->window, sizeof(id));
 	nvh_fact_str("peer_read", id == reg_read(&edu->bar, REG_ID) ? "equal" : "differs");
 	nvh_step(true, "the device read 0x%08x from its register at 0", id);
+	/* Its second page has no registers and reads as ones. */
+	edu_fetch(edu, iova + memory_page(), sizeof(id));
+	memcpy(&id, edu->window, sizeof(id));
+	nvh_fact_str("peer_second_page", id == reg_read(&edu->bar, REG_ID) ? "the first" : "another");
+	nvh_step(true, "the device read 0x%08x from its second page", id);
 	if (!write)
 		return;
 	memcpy(edu->window, &value, sizeof(value));
@@ -107,12 +171,18 @@ int main(int argc, char **argv)
 	bool on = nvh_choice("memory", memory_text, memory_words) == 1;
 	int order = nvh_choice("order", order_text, order_words);
 	enum vfio_backend backend = nvh_choice("type", type_text, vfio_backend_words);
+	unsigned int index = (unsigned int)nvh_number("bar", bar_text, 0, 5);
 
 	if (iova < WINDOW_IOVA + EDU_WINDOW)
 		nvh_usage("--iova must lie above the window of the device at 16 MiB");
 
 	nvh_begin("vfio_bar");
 	vfio_open(&vfio, device, backend);
+	if (index) {
+		switch_memory(&vfio, index);
+		vfio_close(&vfio);
+		return nvh_end();
+	}
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	/* Not the mapping that edu_open() made and touched: a VMA of its own. */
 	err = vfio_bar_map(&vfio, 0, prot, &bar);
@@ -131,12 +201,8 @@ int main(int argc, char **argv)
 		vfio_command(&vfio, VFIO_MASTER);
 	nvh_fact_int("locked_before", memory_status("VmLck"));
 	err = map(&vfio, &bar, iova, write, "map");
-	if (!on) {
-		int signum = memory_touch_safely(bar.addr, memory_page(), false);
-
-		nvh_fact_str("disabled_access", signum ? "SIGBUS" : "read");
-		nvh_step(true, "memory decoding is off: an access ends in signal %d", signum);
-	}
+	if (!on)
+		access_pages(&bar, "disabled_access");
 	if (err) {
 		unmap(&vfio, iova, size, "left_mapped");
 		if (!on) {
@@ -145,8 +211,10 @@ int main(int argc, char **argv)
 		}
 	}
 	if (!err) {
-		if (dma_test)
+		if (dma_test) {
 			peer_test(&edu, iova, write);
+			look_at_pages(&vfio, &bar);
+		}
 		if (order == ORDER_DISABLE)
 			vfio_command(&vfio, VFIO_MASTER);
 		if (order == ORDER_CLOSE) {
