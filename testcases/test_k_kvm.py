@@ -54,6 +54,22 @@ def test_k1_device_dax(guest: Guest, case: Case, name: str, page: str, size: str
     expect_pages(case, facts, page)
 
 
+def test_k1_writes_are_logged(guest: Guest, case: Case) -> None:
+    """A migration that is called off, and then the VM is given other memory in the same place."""
+    source = f"dax:{guest.namespace('devdax2m').device}"
+    facts = run_vm(guest, case, "--source", source, "--log", "--move")
+    case.prove("the VM ran", facts["exit"] == "hlt" and facts["memory"] == "OK")
+    for key in ("log_exit", "dirty", "dirty_idle", "dirty_again", "log_end_exit"):
+        case.expect(key, facts[key])
+    if "pages_2m" in facts:  # not up to 5.13
+        case.expect("pages of 2m while logged", facts["log_pages_2m"], right=0)
+        case.expect("pages of 2m again", facts["log_end_pages_2m"], right=1)
+        case.expect("pages of 4k again", facts["log_end_pages_4k"], right=0)
+    for key in ("moved_exit", "moved_output", "old_memory"):
+        case.expect(key, facts[key])
+    case.expect("without_exit", facts["without_exit"] != "hlt")
+
+
 @pytest.mark.parametrize("memory", ["anonymous", "device-dax"])
 def test_k1_small_pages(guest: Guest, case: Case, memory: str) -> None:
     """4 KiB memory, and a 2 MiB page of which the VM's memory has two halves of different ones."""
@@ -87,20 +103,27 @@ def test_k2_dax_file(guest: Guest, case: Case, fs: str, offset: str) -> None:
 def test_k3_memory_is_truncated(guest: Guest, case: Case, fs: str, how: str) -> None:
     """The VM's file is cut to nothing: its next access fails, and new memory is used as such."""
     with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
-        source = f"file:{mount.path}/a"
-        facts = run_vm(guest, case, "--source", source, "--offset", "2M", "--truncate", how)
-        case.prove("the file is DAX", facts["dax"])
-        case.prove("the VM ran on it", facts["exit"] == "hlt" and facts["memory"] == "OK")
-        if how == "running":
-            case.prove("the VM ran until then", facts["ran"])
-        case.expect("truncate", facts["truncate"])
-        case.expect("access", facts["access"])
-        for key in ("touch", "again"):
-            case.expect(key, facts[key])
-        if "refs_before" in facts:
-            # Fewer are right: from 6.15 on a page that is mapped nowhere counts 0.
-            left = max(0, facts["refs_after"] - facts["refs_before"])
-            case.expect("references left", left, right=0)
+        # Misaligned memory is of 4 KiB pages, each of which has to be taken from the VM.
+        for offset in ("2M", "1M") if how == "stopped" else ("2M",):
+            source = f"file:{mount.path}/{offset}"
+            facts = run_vm(guest, case, "--source", source, "--offset", offset, "--truncate", how)
+            if offset == "1M":
+                case.prove("KVM mapped it with 4 KiB pages", facts.get("pages_2m", 0) == 0)
+            expect_taken_away(case, facts)
+
+
+def expect_taken_away(case: Case, facts: dict[str, Any]) -> None:
+    """Expect that a VM lost its truncated memory, and went on with what then came there."""
+    case.prove("the file is DAX", facts["dax"])
+    case.prove("the VM ran on it", facts["exit"] == "hlt" and facts["memory"] == "OK")
+    if "ran" in facts:
+        case.prove("the VM ran until then", facts["ran"])
+    for key in ("truncate", "access", "touch", "again"):
+        case.expect(key, facts[key])
+    if "refs_before" in facts:
+        # Fewer are right: from 6.15 on a page that is mapped nowhere counts 0.
+        left = max(0, facts["refs_after"] - facts["refs_before"])
+        case.expect("references left", left, right=0)
 
 
 def expect_no_reference(case: Case, facts: dict[str, Any]) -> None:

@@ -23,31 +23,7 @@
 #include "refcount.h"
 #include "roundtrip.h"
 #include "vfio.h"
-
-/* Guest physical addresses: below 64 KiB, for the guest stays in real mode with segments at 0. */
-#define CODE 0x1000
-#define LOOP 0x2000
-#define INPUT 0x4000
-#define OUTPUT 0x5000
-#define PORT 0x10
-
-#define INPUT_VALUE 0x1234
-#define ADDEND 0x1111
-
-static const uint8_t code[] = {
-	0xa1, INPUT & 0xff, INPUT >> 8,   /* mov ax, [INPUT] */
-	0x05, ADDEND & 0xff, ADDEND >> 8, /* add ax, ADDEND */
-	0xa3, OUTPUT & 0xff, OUTPUT >> 8, /* mov [OUTPUT], ax */
-	0xe7, PORT,                       /* out PORT, ax */
-	0xf4,                             /* hlt */
-};
-
-/* Never exits by itself: it reads one page and writes another for as long as they are there. */
-static const uint8_t loop[] = {
-	0xa1, INPUT & 0xff, INPUT >> 8,         /* mov ax, [INPUT] */
-	0xff, 0x06, OUTPUT & 0xff, OUTPUT >> 8, /* inc word [OUTPUT] */
-	0xeb, 0xf7,                             /* jmp to the mov */
-};
+#include "vm.h"
 
 /* What the device sees of the virtual machine's memory; edu's own window lies below it. */
 #define WINDOW_IOVA 0x1000000ULL
@@ -63,119 +39,13 @@ enum { TRUNCATE_STOPPED, TRUNCATE_RUNNING };
 
 static const char *const truncate_words[] = {"stopped", "running", NULL};
 
-struct vm {
-	int kvm, fd, vcpu;
-	struct kvm_run *run;
-};
-
-static bool vm_open(struct vm *vm)
-{
-	vm->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (vm->kvm >= 0)
-		return true;
-	nvh_fact_str("missing", "/dev/kvm");
-	nvh_skip("/dev/kvm: %s (a CPU with svm or vmx, CONFIG_KVM_AMD or CONFIG_KVM_INTEL)", nvh_errname(errno));
-	return false;
-}
-
-static void vm_start_at(const struct vm *vm, uint64_t address)
-{
-	struct kvm_regs regs = {.rip = address, .rflags = 2};
-
-	if (ioctl(vm->vcpu, KVM_SET_REGS, &regs))
-		nvh_bail("KVM_SET_REGS: %s", nvh_errname(errno));
-}
-
-static void vm_create(struct vm *vm, const struct mapping *memory)
-{
-	struct kvm_userspace_memory_region region = {
-		.memory_size = memory->size,
-		.userspace_addr = (uintptr_t)memory->addr,
-	};
-	struct kvm_sregs sregs;
-	int size;
-
-	vm->fd = ioctl(vm->kvm, KVM_CREATE_VM, 0);
-	if (vm->fd < 0)
-		nvh_bail("KVM_CREATE_VM: %s", nvh_errname(errno));
-	if (ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region))
-		nvh_bail("KVM_SET_USER_MEMORY_REGION: %s", nvh_errname(errno));
-	vm->vcpu = ioctl(vm->fd, KVM_CREATE_VCPU, 0);
-	size = ioctl(vm->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-	if (vm->vcpu < 0 || size < 0)
-		nvh_bail("KVM_CREATE_VCPU: %s", nvh_errname(errno));
-	vm->run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, vm->vcpu, 0);
-	if (vm->run == MAP_FAILED || ioctl(vm->vcpu, KVM_GET_SREGS, &sregs))
-		nvh_bail("KVM_GET_SREGS: %s", nvh_errname(errno));
-	sregs.cs.base = sregs.ds.base = 0;
-	sregs.cs.selector = sregs.ds.selector = 0;
-	if (ioctl(vm->vcpu, KVM_SET_SREGS, &sregs))
-		nvh_bail("KVM_SET_SREGS: %s", nvh_errname(errno));
-	vm_start_at(vm, CODE);
-}
-
-/* How a run of the virtual machine ended. */
-struct run {
-	int err; /* of KVM_RUN */
-	unsigned int exit;
-	unsigned int said; /* what the machine wrote to PORT */
-};
-
-/* Runs to the hlt, or to whatever else ends it. */
-static struct run vm_run(struct vm *vm)
-{
-	struct run run = {0};
-
-	for (int exits = 0; exits < 8; exits++) {
-		if (ioctl(vm->vcpu, KVM_RUN, 0)) {
-			run.err = errno;
-			break;
-		}
-		run.exit = vm->run->exit_reason;
-		if (run.exit != KVM_EXIT_IO)
-			break;
-		if (vm->run->io.port == PORT && vm->run->io.size == 2)
-			run.said = *(uint16_t *)((char *)vm->run + vm->run->io.data_offset);
-	}
-	return run;
-}
-
-/* "hlt", the name of KVM_RUN's errno, or the number of the exit. */
-static const char *run_end(const struct run *run)
-{
-	static char number[32];
-
-	if (run->err)
-		return nvh_errname(run->err);
-	if (run->exit == KVM_EXIT_HLT)
-		return "hlt";
-	snprintf(number, sizeof(number), "exit %u", run->exit);
-	return number;
-}
-
-/* Puts the program and its input in place. */
-static void lay_out(char *bytes)
-{
-	uint16_t input = INPUT_VALUE;
-
-	memcpy(bytes + CODE, code, sizeof(code));
-	memcpy(bytes + LOOP, loop, sizeof(loop));
-	memcpy(bytes + INPUT, &input, sizeof(input));
-	memset(bytes + OUTPUT, 0, sizeof(input));
-}
-
-static uint16_t output_of(const char *bytes)
-{
-	return *(const volatile uint16_t *)(const void *)(bytes + OUTPUT);
-}
-
 /* What may never end is done by a thread that can be left behind. */
 struct task {
 	pthread_t thread;
 	struct vm *vm;
 	int fd;
 	int err;
-	struct run run;
+	struct vm_run run;
 	atomic_bool done;
 };
 
@@ -192,7 +62,7 @@ static void *run_loop(void *arg)
 {
 	struct task *task = arg;
 
-	vm_start_at(task->vm, LOOP);
+	vm_start_at(task->vm, VM_LOOP);
 	task->run = vm_run(task->vm);
 	atomic_store(&task->done, true);
 	return NULL;
@@ -220,9 +90,9 @@ static bool task_ends(struct task *task)
 static bool loop_runs(const char *bytes)
 {
 	double end = nvh_now() + WAIT_SECONDS;
-	uint16_t first = output_of(bytes);
+	uint16_t first = vm_output(bytes);
 
-	while (output_of(bytes) == first) {
+	while (vm_output(bytes) == first) {
 		if (nvh_now() > end)
 			return false;
 		nvh_sleep(0.005);
@@ -239,7 +109,7 @@ static void truncate_under(struct vm *vm, const struct mapping *memory, bool run
 {
 	struct task cut = {.fd = memory->fd}, vcpu = {.vm = vm};
 	char *bytes = memory->addr;
-	struct run run;
+	struct vm_run run;
 
 	if (running) {
 		task_start(&vcpu, run_loop);
@@ -254,7 +124,7 @@ static void truncate_under(struct vm *vm, const struct mapping *memory, bool run
 	nvh_fact_errno("truncate", cut.err);
 	nvh_step(true, "truncate: %s", nvh_errname(cut.err));
 	if (!running) {
-		vm_start_at(vm, CODE);
+		vm_start_at(vm, VM_CODE);
 		run = vm_run(vm);
 	} else if (task_ends(&vcpu)) {
 		run = vcpu.run;
@@ -263,16 +133,16 @@ static void truncate_under(struct vm *vm, const struct mapping *memory, bool run
 		nvh_step(true, "the virtual machine goes on without its memory");
 		return;
 	}
-	nvh_fact_str("access", run_end(&run));
-	nvh_step(true, "the virtual machine's next access: %s", run_end(&run));
-	nvh_fact_str("touch", memory_touch_safely(bytes + INPUT, 1, false) == SIGBUS ? "SIGBUS" : "readable");
+	nvh_fact_str("access", vm_run_end(&run));
+	nvh_step(true, "the virtual machine's next access: %s", vm_run_end(&run));
+	nvh_fact_str("touch", memory_touch_safely(bytes + VM_INPUT, 1, false) == SIGBUS ? "SIGBUS" : "readable");
 	if (fallocate(memory->fd, 0, memory->offset, (off_t)memory->size))
 		nvh_bail("fallocate: %s", nvh_errname(errno));
-	lay_out(bytes);
-	vm_start_at(vm, CODE);
+	vm_lay_out(bytes, VM_VALUE);
+	vm_start_at(vm, VM_CODE);
 	run = vm_run(vm);
-	nvh_fact_str("again", output_of(bytes) == INPUT_VALUE + ADDEND ? run_end(&run) : "memory differs");
-	nvh_step(true, "run with new memory: %s", run_end(&run));
+	nvh_fact_str("again", vm_output(bytes) == VM_VALUE + VM_ADDEND ? vm_run_end(&run) : "memory differs");
+	nvh_step(true, "run with new memory: %s", vm_run_end(&run));
 }
 
 /* The device's side of the same memory. */
@@ -285,7 +155,7 @@ struct dma {
 /* Maps the virtual machine's memory for the device as well, which then writes the machine's input. */
 static bool dma_open(struct dma *dma, const char *device, const struct mapping *memory)
 {
-	uint16_t input = INPUT_VALUE;
+	uint16_t input = VM_VALUE;
 	char *bytes = memory->addr;
 	int err;
 
@@ -305,9 +175,9 @@ static bool dma_open(struct dma *dma, const char *device, const struct mapping *
 	nvh_step(true, "VFIO_IOMMU_MAP_DMA of %zu bytes: %s", memory->size, nvh_errname(err));
 	if (err)
 		return false;
-	memset(bytes + INPUT, 0, sizeof(input));
+	memset(bytes + VM_INPUT, 0, sizeof(input));
 	memcpy(dma->edu.window, &input, sizeof(input));
-	edu_write(&dma->edu, MEMORY_IOVA + INPUT, sizeof(input));
+	edu_write(&dma->edu, MEMORY_IOVA + VM_INPUT, sizeof(input));
 	return true;
 }
 
@@ -316,9 +186,9 @@ static void dma_use(struct dma *dma)
 {
 	uint16_t output;
 
-	edu_read(&dma->edu, MEMORY_IOVA + OUTPUT, sizeof(output));
+	edu_read(&dma->edu, MEMORY_IOVA + VM_OUTPUT, sizeof(output));
 	memcpy(&output, dma->edu.window, sizeof(output));
-	nvh_fact_str("device_output", output == INPUT_VALUE + ADDEND ? "equal" : "differs");
+	nvh_fact_str("device_output", output == VM_VALUE + VM_ADDEND ? "equal" : "differs");
 	roundtrip_read(&dma->edu, &dma->trip);
 	roundtrip_write(&dma->edu, &dma->trip);
 	nvh_step(true, "the device read and wrote the memory");
@@ -336,28 +206,85 @@ static void dma_close(struct dma *dma)
 	vfio_close(&dma->vfio);
 }
 
-/* Reads the VM's counters; one that this kernel does not have is left out. */
-static void page_counters(const struct vm *vm)
+static void run_again(struct vm *vm, const char *key)
 {
-	static const char *const names[] = {"pages_4k", "pages_2m", "pages_1g", "largepages"};
-	bool any = false;
+	struct vm_run run;
 
-	for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
-		long long value;
-		char path[128];
-		FILE *f;
+	vm_start_at(vm, VM_CODE);
+	run = vm_run(vm);
+	nvh_fact_str(key, vm_run_end(&run));
+	nvh_step(true, "%s: %s", key, vm_run_end(&run));
+}
 
-		snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%d-%d/%s", (int)getpid(), vm->fd, names[i]);
-		f = fopen(path, "re");
-		if (!f)
-			continue;
-		if (fscanf(f, "%lld", &value) == 1) {
-			nvh_fact_int(names[i], value);
-			any = true;
-		}
-		fclose(f);
-	}
-	nvh_step(any, "page counters in /sys/kernel/debug/kvm/PID-FD");
+/*
+ * Which pages the machine wrote since this was asked last: "output" that of its output, "none", and
+ * "others" when the last page is among them, which it never accesses.
+ */
+static void dirty_fact(const struct vm *vm, const struct mapping *slot, const char *key)
+{
+	size_t pages = slot->size / memory_page();
+	unsigned char *bits = calloc(1, (pages + 63) / 64 * 8);
+	struct kvm_dirty_log dirty = {.dirty_bitmap = bits};
+	size_t output = VM_OUTPUT / memory_page(), last = pages - 1;
+	const char *seen = "none";
+
+	if (!bits)
+		nvh_bail("no memory for %zu pages' bits", pages);
+	if (ioctl(vm->fd, KVM_GET_DIRTY_LOG, &dirty))
+		nvh_bail("KVM_GET_DIRTY_LOG: %s", nvh_errname(errno));
+	if (bits[last / 8] >> last % 8 & 1)
+		seen = "others";
+	else if (bits[output / 8] >> output % 8 & 1)
+		seen = "output";
+	nvh_fact_str(key, seen);
+	nvh_step(true, "%s: %s", key, seen);
+	free(bits);
+}
+
+/*
+ * For a live migration KVM says page by page what the machine wrote, and must not map it with huge pages
+ * meanwhile.  Facts: log_exit, log_pages_*, and of the log: dirty, dirty_idle (it did not run),
+ * dirty_again (it ran once more); log_end_exit and log_end_pages_* when the migration was called off.
+ */
+static void log_writes(struct vm *vm, const struct mapping *slot)
+{
+	vm_set_memory(vm, slot, KVM_MEM_LOG_DIRTY_PAGES);
+	run_again(vm, "log_exit");
+	vm_page_counters(vm, "log_");
+	dirty_fact(vm, slot, "dirty");
+	dirty_fact(vm, slot, "dirty_idle");
+	run_again(vm, "log_again_exit");
+	dirty_fact(vm, slot, "dirty_again");
+	vm_set_memory(vm, slot, 0);
+	run_again(vm, "log_end_exit");
+	vm_page_counters(vm, "log_end_");
+}
+
+/*
+ * The machine's next run must work on its new memory only, and without any it must not run.  Facts:
+ * moved_exit, moved_output, old_memory, without_exit.
+ */
+static void move_memory(struct vm *vm, const struct mapping *slot)
+{
+	const struct source anon = {.kind = SOURCE_ANON};
+	const uint16_t input = VM_VALUE ^ 0x0ff0;
+	char *old = slot->addr, *bytes;
+	struct mapping memory;
+	int err = memory_map(&memory, &anon, slot->size, 0, PROT_READ | PROT_WRITE, NULL);
+
+	if (err)
+		nvh_bail("mmap of other memory: %s", nvh_errname(err));
+	bytes = memory.addr;
+	vm_lay_out(old, VM_VALUE);
+	vm_lay_out(bytes, input);
+	vm_set_memory(vm, NULL, 0);
+	vm_set_memory(vm, &memory, 0);
+	run_again(vm, "moved_exit");
+	nvh_fact_str("moved_output", vm_output(bytes) == input + VM_ADDEND ? "right" : "differs");
+	nvh_fact_str("old_memory", vm_output(old) ? "written" : "unchanged");
+	vm_set_memory(vm, NULL, 0);
+	run_again(vm, "without_exit");
+	memory_unmap(&memory);
 }
 
 static void refs_fact(const char *key, uint64_t pfn)
@@ -372,6 +299,7 @@ int main(int argc, char **argv)
 {
 	const char *spec = NULL, *size = "2M", *offset = "0", *cut = NULL, *device = NULL, *failed;
 	const char *shift_text = "0";
+	bool log = false, move = false;
 	const struct nvh_option options[] = {
 		{"source", &spec, NULL, SOURCE_HELP},
 		{"size", &size, NULL, "bytes of guest memory (default 2M)"},
@@ -379,6 +307,8 @@ int main(int argc, char **argv)
 		{"shift", &shift_text, NULL, "how far in the mapping the machine's memory begins (default 0)"},
 		{"truncate", &cut, NULL, "then truncate the file under the machine: stopped, running"},
 		{"device", &device, NULL, "PCI address of an edu on vfio-pci, which is given the same memory"},
+		{"log", NULL, &log, "then have KVM log what the machine writes, and end that again"},
+		{"move", NULL, &move, "then take its memory away and give it other memory at the same address"},
 		{NULL, NULL, NULL, NULL},
 	};
 	struct mapping memory, slot;
@@ -386,7 +316,7 @@ int main(int argc, char **argv)
 	struct dma dma = {0};
 	uint64_t pfn = 0;
 	size_t shift;
-	struct run run;
+	struct vm_run run;
 	struct vm vm;
 	char *bytes;
 	int err, how = 0;
@@ -418,7 +348,7 @@ int main(int argc, char **argv)
 	slot.size -= shift;
 	nvh_fact_int("hva_alignment", (long long)((uintptr_t)bytes & -(uintptr_t)bytes));
 	memory_touch(bytes, 0x10000, true);
-	lay_out(bytes);
+	vm_lay_out(bytes, VM_VALUE);
 	/* pagemap does not tell the frame of a 1 GiB mapping: then there are no counts. */
 	if (refcount_open() && !refcount_pfn(bytes, &pfn))
 		pfn = 0;
@@ -429,20 +359,22 @@ int main(int argc, char **argv)
 		return nvh_end();
 	run = vm_run(&vm);
 	nvh_fact_errno("run", run.err);
-	nvh_fact_str("exit", run_end(&run));
-	nvh_fact_bool("said_right", run.said == INPUT_VALUE + ADDEND);
-	nvh_fact_str("memory", output_of(bytes) == INPUT_VALUE + ADDEND ? "OK" : "differs");
+	nvh_fact_str("exit", vm_run_end(&run));
+	nvh_fact_bool("said_right", run.said == VM_VALUE + VM_ADDEND);
+	nvh_fact_str("memory", vm_output(bytes) == VM_VALUE + VM_ADDEND ? "OK" : "differs");
 	if (device)
 		dma_use(&dma);
-	page_counters(&vm);
+	vm_page_counters(&vm, "");
+	if (log)
+		log_writes(&vm, &slot);
+	if (move)
+		move_memory(&vm, &slot);
 	refs_fact("refs_running", pfn);
 	if (cut)
 		truncate_under(&vm, &memory, how == TRUNCATE_RUNNING);
 	if (device)
 		dma_close(&dma);
-	close(vm.vcpu);
-	munmap(vm.run, (size_t)ioctl(vm.kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
-	close(vm.fd);
+	vm_close(&vm);
 	nvh_step(true, "virtual machine ended");
 	refs_fact("refs_after", pfn);
 	memory_unmap(&memory);
