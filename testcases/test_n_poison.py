@@ -25,8 +25,9 @@ _MKFS = {
     "xfs": ("-d", "su=2m,sw=1"),
     "xfs-rmapbt": ("-d", "su=2m,sw=1", "-m", "rmapbt=1"),
 }
-#: A page that is not the first of the mapping, nor of the 2 MiB around it.
-_AT = 5 * 4096
+#: A page near the end of the 2 MiB around it: counted from there and not from the start, a page's
+#: place in its file is in other 2 MiB.
+_AT = 509 * 4096
 
 every_fs = pytest.mark.parametrize("fs", list(_MKFS))
 
@@ -84,9 +85,9 @@ def test_n3_fsdax_page(guest: Guest, case: Case, fs: str, page: str) -> None:
     with dax_mount(guest, case, fs.partition("-")[0], mkfs=_MKFS[fs]) as mount:
         if fs != "ext4":
             guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
-        # From an odd MiB on nothing is aligned in memory as it is in the file.
-        offset = "2M" if page == "2M" else "1M"
-        source = ("--source", f"file:{mount.path}/a", "--offset", offset)
+        # Two MiB from an odd one on hold no 2 MiB of the file whole.
+        where = ("--offset", "2M") if page == "2M" else ("--offset", "1M", "--size", "2M")
+        source = ("--source", f"file:{mount.path}/a", *where)
         facts = poison(guest, case, *source, "--poison", "--other", "early")
         case.prove("the file is DAX", facts["dax"])
         judge(case, facts, page, "early")
