@@ -165,9 +165,10 @@ def test_n3_block_device_machine_check(guest: Guest, case: Case) -> None:
 
     QEMU's NVDIMM cannot clear errors, so a write to the block is refused and the list stays.
     """
-    namespace = guest.namespace("fsdax0")
+    namespace, other = guest.namespace("fsdax0"), guest.namespace("fsdax1")
     device, page = namespace.device, 300
     sysfs = f"/sys/block/{device.removeprefix('/dev/')}"
+    elsewhere = f"/sys/block/{other.device.removeprefix('/dev/')}"
     near = f"dd if={device} bs=4096 skip={page - 1} iflag=direct count="
     guest.run(
         "cd /tmp; dd if=/dev/urandom of=near bs=4096 count=3 2>/dev/null; "
@@ -175,14 +176,19 @@ def test_n3_block_device_machine_check(guest: Guest, case: Case) -> None:
         f"{near}3 2>/dev/null | cmp near -"
     )
     case.prove("no bad block before", bad_blocks(guest, sysfs) == "")
-    start = int(guest.run(f"cat {sysfs}/device/resource").stdout, 0)
-    machine_check(guest, case, start + page * 4096)
-    await_bad_blocks(guest, sysfs)
+    case.prove("nor in another namespace", bad_blocks(guest, elsewhere) == "")
+    # The other's comes first in the list that the bus has of them all.
+    for where, bad in ((elsewhere, page + 1), (sysfs, page)):
+        start = int(guest.run(f"cat {where}/device/resource").stdout, 0)
+        machine_check(guest, case, start + bad * 4096)
+        await_bad_blocks(guest, where)
     for when in ("at once", "enabled anew"):
         if when == "enabled anew":
             guest.run(f"ndctl disable-namespace {namespace.dev}", timeout=20.0)
             guest.run(f"ndctl enable-namespace {namespace.dev}", timeout=60.0)
         case.expect(f"bad blocks, {when}", bad_blocks(guest, sysfs), right=f"{page * 8} 8")
+        others = bad_blocks(guest, elsewhere)
+        case.expect(f"bad blocks elsewhere, {when}", others, right=f"{(page + 1) * 8} 8")
         got = guest.run(f"{near}3 of=/tmp/got", check=False)
         case.expect(f"read of three pages, {when}", _error(got), right="EIO")
         around = guest.run(
