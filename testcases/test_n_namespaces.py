@@ -313,7 +313,7 @@ def test_n5_device_dax_is_its_own_memory(guest: Guest, case: Case, align: str) -
             keys += ["split", "split_protect", "after_split", "part_length"]
         if align == "2M":
             keys.append("part_offset")
-        keys += ["store_to_read_only", "writable_of_read_only", "read", "write"]
+        keys += ["map_sync", "store_to_read_only", "writable_of_read_only", "read", "write"]
         for key in keys:
             case.expect(key, facts[key])
 

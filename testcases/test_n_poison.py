@@ -25,8 +25,9 @@ _MKFS = {
     "xfs": ("-d", "su=2m,sw=1"),
     "xfs-rmapbt": ("-d", "su=2m,sw=1", "-m", "rmapbt=1"),
 }
-#: A page that is not the first of the mapping, nor of the 2 MiB around it.
-_AT = 5 * 4096
+#: A page near the end of the 2 MiB around it: counted from there and not from the start, a page's
+#: place in its file is in other 2 MiB.
+_AT = 509 * 4096
 
 every_fs = pytest.mark.parametrize("fs", list(_MKFS))
 
@@ -84,9 +85,9 @@ def test_n3_fsdax_page(guest: Guest, case: Case, fs: str, page: str) -> None:
     with dax_mount(guest, case, fs.partition("-")[0], mkfs=_MKFS[fs]) as mount:
         if fs != "ext4":
             guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
-        # From an odd MiB on nothing is aligned in memory as it is in the file.
-        offset = "2M" if page == "2M" else "1M"
-        source = ("--source", f"file:{mount.path}/a", "--offset", offset)
+        # Two MiB from an odd one on hold no 2 MiB of the file whole.
+        where = ("--offset", "2M") if page == "2M" else ("--offset", "1M", "--size", "2M")
+        source = ("--source", f"file:{mount.path}/a", *where)
         facts = poison(guest, case, *source, "--poison", "--other", "early")
         case.prove("the file is DAX", facts["dax"])
         judge(case, facts, page, "early")
@@ -164,9 +165,10 @@ def test_n3_block_device_machine_check(guest: Guest, case: Case) -> None:
 
     QEMU's NVDIMM cannot clear errors, so a write to the block is refused and the list stays.
     """
-    namespace = guest.namespace("fsdax0")
+    namespace, other = guest.namespace("fsdax0"), guest.namespace("fsdax1")
     device, page = namespace.device, 300
     sysfs = f"/sys/block/{device.removeprefix('/dev/')}"
+    elsewhere = f"/sys/block/{other.device.removeprefix('/dev/')}"
     near = f"dd if={device} bs=4096 skip={page - 1} iflag=direct count="
     guest.run(
         "cd /tmp; dd if=/dev/urandom of=near bs=4096 count=3 2>/dev/null; "
@@ -174,14 +176,19 @@ def test_n3_block_device_machine_check(guest: Guest, case: Case) -> None:
         f"{near}3 2>/dev/null | cmp near -"
     )
     case.prove("no bad block before", bad_blocks(guest, sysfs) == "")
-    start = int(guest.run(f"cat {sysfs}/device/resource").stdout, 0)
-    machine_check(guest, case, start + page * 4096)
-    await_bad_blocks(guest, sysfs)
+    case.prove("nor in another namespace", bad_blocks(guest, elsewhere) == "")
+    # The other's comes first in the list that the bus has of them all.
+    for where, bad in ((elsewhere, page + 1), (sysfs, page)):
+        start = int(guest.run(f"cat {where}/device/resource").stdout, 0)
+        machine_check(guest, case, start + bad * 4096)
+        await_bad_blocks(guest, where)
     for when in ("at once", "enabled anew"):
         if when == "enabled anew":
             guest.run(f"ndctl disable-namespace {namespace.dev}", timeout=20.0)
             guest.run(f"ndctl enable-namespace {namespace.dev}", timeout=60.0)
         case.expect(f"bad blocks, {when}", bad_blocks(guest, sysfs), right=f"{page * 8} 8")
+        others = bad_blocks(guest, elsewhere)
+        case.expect(f"bad blocks elsewhere, {when}", others, right=f"{(page + 1) * 8} 8")
         got = guest.run(f"{near}3 of=/tmp/got", check=False)
         case.expect(f"read of three pages, {when}", _error(got), right="EIO")
         around = guest.run(

@@ -48,6 +48,8 @@ def test_s1_dax_always_covers_files_not_directories(guest: Guest, case: Case, fs
     case.expect("file", file["dax"])
     case.expect("directory", directory["dax"])
     case.expect("new_child", child["dax"])
+    for facts in (file, directory, child):
+        case.expect("in_mask", facts["dax_in_mask"])
 
 
 @every_fs
@@ -60,6 +62,9 @@ def test_s1_dax_never_covers_nothing(guest: Guest, case: Case, fs: str) -> None:
         ).facts
     case.expect("without", file["dax"])
     case.expect("a flagged file with dax=never", flagged["dax"], right=False)
+    # A "no" counts only where the kernel says that it can tell.
+    for facts in (file, flagged):
+        case.expect("in_mask", facts["dax_in_mask"])
 
 
 @every_fs

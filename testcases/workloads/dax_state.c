@@ -42,7 +42,7 @@ static void report_state(const char *path)
 		nvh_bail("statx %s: %s", path, nvh_errname(errno));
 	nvh_fact_str("type", S_ISDIR(info.stx_mode) ? "directory" : S_ISREG(info.stx_mode) ? "file" : "other");
 	nvh_fact_bool("dax", info.stx_attributes & STATX_ATTR_DAX);
-	/* 5.8 and 5.9 put the bit into the attributes only, others into the mask as well. */
+	/* Before 5afa7e8b70d6 (v5.13, 5.10.37) the bit is in the attributes only. */
 	nvh_fact_bool("dax_in_mask", info.stx_attributes_mask & STATX_ATTR_DAX);
 	nvh_fact_int("attributes", (long long)info.stx_attributes);
 	fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);

@@ -59,9 +59,9 @@ static long long kernel_page_size(const void *addr)
 	return size;
 }
 
-static const char *map_error(int fd, size_t size, int prot, off_t offset)
+static const char *map_error(int fd, size_t size, int prot, int flags)
 {
-	void *addr = mmap(NULL, size, prot, MAP_SHARED, fd, offset);
+	void *addr = mmap(NULL, size, prot, flags, fd, 0);
 	int err = addr == MAP_FAILED ? errno : 0;
 
 	if (!err)
@@ -157,11 +157,12 @@ static void look_at_whole(const char *path, size_t size, size_t align, uint64_t 
 		nvh_fact_str("after_split", touch(start + PAGE, true));
 		if (align == HUGE_PAGE && size > align)
 			nvh_fact_str("part_offset", map_part_offset(start, align, fd));
-		nvh_fact_str("part_length", map_error(fd, align / 2, PROT_READ, 0));
+		nvh_fact_str("part_length", map_error(fd, align / 2, PROT_READ, MAP_SHARED));
 	}
+	nvh_fact_str("map_sync", map_error(fd, align, PROT_READ | PROT_WRITE, MAP_SHARED_VALIDATE | MAP_SYNC));
 	second = mmap(NULL, align, PROT_READ, MAP_SHARED, fd, 0);
 	nvh_fact_str("store_to_read_only", second == MAP_FAILED ? nvh_errname(errno) : touch(second, true));
-	nvh_fact_str("writable_of_read_only", map_error(readonly, align, PROT_READ | PROT_WRITE, 0));
+	nvh_fact_str("writable_of_read_only", map_error(readonly, align, PROT_READ | PROT_WRITE, MAP_SHARED));
 	nvh_fact_errno("read", pread(fd, &byte, 1, 0) < 0 ? errno : 0);
 	nvh_fact_errno("write", pwrite(fd, &byte, 1, 0) < 0 ? errno : 0);
 	nvh_step(true, "tried what cannot be done");

@@ -317,6 +317,12 @@ int main(int argc, char **argv)
 	if (source.kind == SOURCE_FILE)
 		nvh_fact_bool("dax", memory_is_dax(memory.fd) == 1);
 	if (!keep) {
+		/*
+		 * The first fault of its unit is at the page that is poisoned: a page's place in the file is
+		 * counted from where the unit starts, not from where the fault was (dax_set_mapping() in
+		 * drivers/dax/device.c, dax_associate_entry() in fs/dax.c).
+		 */
+		memory_touch((char *)memory.addr + at, 1, true);
 		memory_fill(memory.addr, size < CHECKED ? size : CHECKED, SEED);
 		if (msync(memory.addr, size, MS_SYNC) && source.kind == SOURCE_FILE)
 			nvh_bail("msync: %s", nvh_errname(errno));
