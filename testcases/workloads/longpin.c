@@ -231,6 +231,21 @@ static void fact_answer(const char *key, const struct pinner *pinner, int err)
 		nvh_fact_errno(key, err);
 }
 
+/*
+ * Moves the mapping, of which nothing is touched, to an address that has nothing behind it.  It is one
+ * for huge pages: where they come to lie is told by no chance.
+ */
+static void move_before_hole(void)
+{
+	char *room = mmap(NULL, memory.size + 2 * HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *to = (char *)(((uintptr_t)room + HUGE - 1) & ~(HUGE - 1));
+
+	if (room == MAP_FAILED ||
+	    mremap(memory.addr, memory.size, memory.size, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED)
+		nvh_bail("mremap: %s", nvh_errname(errno));
+	memory.addr = to;
+}
+
 /* All of the mapping is there to be pinned, and behind it a page that is not. */
 static void try_beyond(const struct pinner *pinner, bool write)
 {
@@ -239,8 +254,7 @@ static void try_beyond(const struct pinner *pinner, bool write)
 	bool counted = probe_counts(&probe, before);
 	int err;
 
-	munmap((char *)memory.addr + memory.size - page, page);
-	memory.size -= page;
+	munmap(start + length, page);
 	err = pinner->pin(start, length + page, write);
 	fact_answer("beyond", pinner, err);
 	nvh_step(true, "%s pins a page that is not mapped: %s", pinner->name, nvh_errname(err));
@@ -347,7 +361,7 @@ int main(int argc, char **argv)
 	if (!pinner->open(device, write))
 		return nvh_end();
 	refcount_open();
-	memory.size = (inside + length + page - 1) / page * page + (beyond_test ? page : 0);
+	memory.size = (inside + length + page - 1) / page * page;
 	if (source.kind == SOURCE_HUGETLB)
 		memory.size = (memory.size + HUGE - 1) / HUGE * HUGE;
 	view.fd = -1;
@@ -357,6 +371,8 @@ int main(int argc, char **argv)
 		nvh_bail("%s: %s", failed, nvh_errname(err));
 	if (source.kind == SOURCE_FILE)
 		nvh_fact_int("dax", memory_is_dax(memory.fd));
+	if (beyond_test)
+		move_before_hole();
 	start = (char *)memory.addr + inside;
 	if (repeat)
 		repeat_page(offset, prot);
