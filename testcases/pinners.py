@@ -106,9 +106,40 @@ class Pins:
         seen = self.observe()
         self.case.prove(f"{self.pinner.name} pins anonymous memory", seen["pin"] == "OK")
 
-    def expect_taken(self, what: str, *options: str, right: str = "OK") -> None:
-        """Expect a pin: seen in the reference counts while it lasts, and given back after."""
-        self.judge(f"{self.pinner.name}, {what}", self.observe(*options), right)
+    def expect_taken(
+        self, what: str, *options: str, right: str = "OK", charged: str = "pinned_kib"
+    ) -> dict[str, Any]:
+        """Expect a pin: seen in the reference counts while it lasts, and given back after.
+
+        charged is the key of the row that says how much of it the process is charged for.
+        """
+        seen = self.observe(*options)
+        self.judge(f"{self.pinner.name}, {what}", seen, right, charged)
+        return seen
+
+    def expect_all_or_nothing(self, what: str, *options: str) -> None:
+        """As expect_taken(), after a pin that is refused for its last page and keeps no other."""
+        self.expect_taken(what, "--beyond", *options, right=self.case.row.expected("anonymous"))
+
+    def expect_limited(self, *options: str) -> None:
+        """Expect that RLIMIT_MEMLOCK is for all that is pinned at a time, and given back after."""
+        options = ("--memlock", "3M", *options)
+        seen = self.expect_taken("with a limit", *options, charged="pinned_kib_limited")
+        for what in ("pin_more", "pin_again"):
+            self.case.expect(what, seen[what])
+
+    def expect_repeated_taken(self) -> None:
+        """Expect a page of a large folio that is mapped often to be pinned, and no other."""
+        mount = "mkdir -p /tmp/large && mount -t tmpfs -o huge=always,size=16M nvh /tmp/large"
+        if self.guest.run(mount, check=False).status != 0:
+            self.case.fact("tmpfs with large folios", "none")
+            return
+        try:
+            seen = self.observe("--source", "file:/tmp/large/file", "--size", "64K", "--repeat")
+        finally:
+            self.guest.run("umount /tmp/large")
+        if seen.get("large_folio"):  # else no memory is in one piece
+            self.judge("one page of a large folio", seen, "OK", "pinned_kib_folio")
 
     def expect_fsdax_refused(self, path: str, right: str) -> None:
         """Expect that no mapping of a DAX file is pinned, and that the file is free at once.
@@ -145,9 +176,9 @@ class Pins:
         )
         return seen
 
-    def expect_charged(self, kib: int) -> None:
+    def expect_charged(self, kib: int, key: str) -> None:
         """Expect what the row says of the process's VmPin, where it knows that of this kernel."""
-        right = self.case.row.expected("pinned_kib")
+        right = self.case.row.expected(key)
         if isinstance(right, dict):
             release = str(self.guest.facts["release"])
             right = next((it for rule, it in right.items() if holds(rule, release)), None)
@@ -156,16 +187,22 @@ class Pins:
         else:
             self.case.expect("pinned_kib", kib, right=right)
 
-    def judge(self, what: str, seen: dict[str, Any], right: str) -> None:
+    def judge(
+        self, what: str, seen: dict[str, Any], right: str, charged: str = "pinned_kib"
+    ) -> None:
         """Compare an answer, and what is left of the pin when all is over."""
+        if "beyond" in seen:
+            self._judge_beyond(what, seen)
         self.case.expect(what, seen["pin"], right=right)
         if right == "OK" and "unpin" in seen:
             prove_oracle(self.case, seen)
             pairs = zip(seen["refs_before"], seen["refs_pinned"], strict=True)
             self.case.expect("pages pinned", all(now > then for then, now in pairs), right=True)
-            self.expect_charged(seen["pinned_kib"] - seen["pinned_before_kib"])
-            if "copied" in seen:
-                self.case.expect("copied", seen["copied"])
+            self.expect_charged(seen["pinned_kib"] - seen["pinned_before_kib"], charged)
+            for transfer in ("copied", "copied_piece", "read_piece"):
+                if transfer in seen:
+                    right_copy = self.case.row.expected("copied")
+                    self.case.expect(f"{what}: {transfer}", seen[transfer], right=right_copy)
             self.case.expect("unpin", seen["unpin"])
         if "refs_before" in seen:
             self.case.expect("references_left", references_left(seen))
@@ -173,6 +210,17 @@ class Pins:
         self.case.expect("pinned memory accounted (KiB)", left, right=0)
         if "truncate" in seen:
             self.case.expect("truncate", seen["truncate"])
+
+    def _judge_beyond(self, what: str, seen: dict[str, Any]) -> None:
+        """Compare what became of a pin that was refused for its last page."""
+        right = self.case.row.expected("beyond")
+        right = right[self.pinner.name] if isinstance(right, dict) else right
+        self.case.expect(f"{what}: beyond", seen["beyond"], right=right)
+        prove_oracle(self.case, seen)
+        after = seen | {"refs_after": seen["refs_beyond"]}
+        self.case.expect(f"{what}: references left of a part", references_left(after), right=0)
+        left = seen["pinned_beyond_kib"] - seen["pinned_before_kib"]
+        self.case.expect(f"{what}: pinned memory accounted of a part (KiB)", left, right=0)
 
 
 def gup_ways(guest: Guest, case: Case) -> list[Pins]:

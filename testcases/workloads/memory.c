@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/stat.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -9,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -335,6 +337,20 @@ long memory_status(const char *key)
 	}
 	fclose(file);
 	return value;
+}
+
+void memory_limit_locked(size_t bytes)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2];
+	struct rlimit limit = {.rlim_cur = bytes, .rlim_max = bytes};
+
+	if (setrlimit(RLIMIT_MEMLOCK, &limit) < 0 || syscall(SYS_capget, &header, data) < 0)
+		nvh_bail("RLIMIT_MEMLOCK: %s", nvh_errname(errno));
+	data[0].effective &= ~(1U << CAP_IPC_LOCK);
+	data[0].permitted &= ~(1U << CAP_IPC_LOCK);
+	if (syscall(SYS_capset, &header, data) < 0)
+		nvh_bail("CAP_IPC_LOCK cannot be dropped: %s", nvh_errname(errno));
 }
 
 uint64_t memory_pfn(const void *addr)

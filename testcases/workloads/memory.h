@@ -89,6 +89,9 @@ int memory_is_dax(int fd);
 /* VmLck, VmPin, VmRSS and the like of this process in KiB, -1 when there is no such line. */
 long memory_status(const char *key);
 
+/* Sets RLIMIT_MEMLOCK and drops CAP_IPC_LOCK, which is not held to it; nvh_bail() when that fails. */
+void memory_limit_locked(size_t bytes);
+
 /* The page frame number behind addr, from /proc/self/pagemap; 0 when it is not given. */
 uint64_t memory_pfn(const void *addr);
 

@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
 
 struct pinner {
 	const char *name;
@@ -20,8 +21,16 @@ struct pinner {
 	bool (*open)(const char *device, bool write);
 	/* Pins.  Returns 0 or errno. */
 	int (*pin)(void *addr, size_t size, bool write);
-	/* Writes what it has pinned of size bytes at addr to a file.  NULL where it cannot; 0 or errno. */
-	int (*copy)(void *addr, size_t size, int fd);
+	/*
+	 * Writes size bytes at addr, which it has pinned, to a file at an offset, or reads them from there.
+	 * NULL where it cannot.  Returns 0 or errno.
+	 */
+	int (*transfer)(void *addr, size_t size, int fd, off_t at, bool read);
+	/*
+	 * Pins besides what it has pinned, and lets go of that at once.  NULL where RLIMIT_MEMLOCK is
+	 * not for it.  Returns 0 or errno.
+	 */
+	int (*pin_more)(void *addr, size_t size, bool write);
 	/* Lets go.  The kernel may do so a little later. */
 	int (*unpin)(void);
 };

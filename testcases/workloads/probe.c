@@ -17,9 +17,7 @@ bool probe_find(struct probe *probe, const void *start, size_t size)
 	struct probe found;
 
 	for (size_t i = 0; i < PROBES; i++) {
-		size_t at = (size - 1) / (PROBES - 1) * i / memory_page() * memory_page();
-
-		if (!refcount_pfn((const char *)start + at, &found.pfn[i]))
+		if (!refcount_pfn((const char *)start + (size - 1) / (PROBES - 1) * i, &found.pfn[i]))
 			return false;
 	}
 	*probe = found;

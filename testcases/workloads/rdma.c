@@ -53,7 +53,7 @@ static bool open_rdma(const char *device, bool write)
 	return true;
 }
 
-static int pin(void *addr, size_t size, bool write)
+static int register_region(void *addr, size_t size, bool write, uint32_t *handle)
 {
 	struct ib_uverbs_reg_mr_resp answer = {0};
 	struct {
@@ -71,18 +71,38 @@ static int pin(void *addr, size_t size, bool write)
 	};
 	int err = command(IB_USER_VERBS_CMD_REG_MR, &reg_mr, sizeof(reg_mr), sizeof(answer));
 
-	region = answer.mr_handle;
+	*handle = answer.mr_handle;
 	return err;
 }
 
-static int unpin(void)
+static int end_region(uint32_t handle)
 {
 	struct {
 		struct ib_uverbs_cmd_hdr header;
 		struct ib_uverbs_dereg_mr body;
-	} dereg_mr = {.body = {.mr_handle = region}};
+	} dereg_mr = {.body = {.mr_handle = handle}};
 
 	return command(IB_USER_VERBS_CMD_DEREG_MR, &dereg_mr, sizeof(dereg_mr), 0);
 }
 
-const struct pinner rdma_pinner = {.name = "rdma", .reads = true, .open = open_rdma, .pin = pin, .unpin = unpin};
+static int pin(void *addr, size_t size, bool write)
+{
+	return register_region(addr, size, write, &region);
+}
+
+static int unpin(void)
+{
+	return end_region(region);
+}
+
+static int pin_more(void *addr, size_t size, bool write)
+{
+	uint32_t other;
+	int err = register_region(addr, size, write, &other);
+
+	return err ? err : end_region(other);
+}
+
+const struct pinner rdma_pinner = {
+	.name = "rdma", .reads = true, .open = open_rdma, .pin = pin, .pin_more = pin_more, .unpin = unpin,
+};

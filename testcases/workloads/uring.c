@@ -13,24 +13,40 @@
 static int ring = -1;
 static struct io_uring_params params;
 
-static int make_ring(void)
+/* What the ring shares with us, mapped when the first request is made. */
+static char *queue;
+static char *done;
+static struct io_uring_sqe *request;
+static uint32_t requests;
+
+static int make_ring(int *fd, struct io_uring_params *made)
 {
-	params = (struct io_uring_params){0};
-	ring = (int)syscall(SYS_io_uring_setup, 1, &params);
-	return ring < 0 ? errno : 0;
+	*made = (struct io_uring_params){0};
+	*fd = (int)syscall(SYS_io_uring_setup, 1, made);
+	return *fd < 0 ? errno : 0;
+}
+
+static int register_buffer(int fd, void *addr, size_t size)
+{
+	struct iovec buffer = {.iov_base = addr, .iov_len = size};
+
+	return syscall(SYS_io_uring_register, fd, IORING_REGISTER_BUFFERS, &buffer, 1) < 0 ? errno : 0;
 }
 
 static int pin(void *addr, size_t size, bool write)
 {
-	struct iovec buffer = {.iov_base = addr, .iov_len = size};
-
 	(void)write; /* a registered buffer is always pinned for writing */
-	return syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &buffer, 1) < 0 ? errno : 0;
+	return register_buffer(ring, addr, size);
+}
+
+static int unregister_buffer(int fd)
+{
+	return syscall(SYS_io_uring_register, fd, IORING_UNREGISTER_BUFFERS, NULL, 0) < 0 ? errno : 0;
 }
 
 static int unpin(void)
 {
-	return syscall(SYS_io_uring_register, ring, IORING_UNREGISTER_BUFFERS, NULL, 0) < 0 ? errno : 0;
+	return unregister_buffer(ring);
 }
 
 static char *map_ring(size_t size, off_t which)
@@ -42,21 +58,31 @@ static char *map_ring(size_t size, off_t which)
 	return at;
 }
 
-/* The ring has one entry, and this is its only use: there are neither indices to wrap nor races. */
-static int copy(void *addr, size_t size, int fd)
+static void set_index(char *at, uint32_t index)
 {
-	char *queue = map_ring(params.sq_off.array + params.sq_entries * sizeof(uint32_t), IORING_OFF_SQ_RING);
-	char *done = map_ring(params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe), IORING_OFF_CQ_RING);
-	struct io_uring_sqe *request = (void *)map_ring(params.sq_entries * sizeof(*request), IORING_OFF_SQES);
-	const struct io_uring_cqe *answer = (const void *)(done + params.cq_off.cqes);
+	__atomic_store_n((uint32_t *)(void *)at, index, __ATOMIC_RELEASE);
+}
 
+/* One request at a time, in a ring of one entry: its index is always 0. */
+static int transfer(void *addr, size_t size, int fd, off_t at, bool read)
+{
+	const struct io_uring_cqe *answer;
+
+	if (!queue) {
+		queue = map_ring(params.sq_off.array + params.sq_entries * sizeof(uint32_t), IORING_OFF_SQ_RING);
+		done = map_ring(params.cq_off.cqes + params.cq_entries * sizeof(*answer), IORING_OFF_CQ_RING);
+		request = (void *)map_ring(params.sq_entries * sizeof(*request), IORING_OFF_SQES);
+	}
 	*request = (struct io_uring_sqe){
-		.opcode = IORING_OP_WRITE_FIXED, .fd = fd, .addr = (uintptr_t)addr, .len = (uint32_t)size,
+		.opcode = read ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED,
+		.fd = fd, .off = (uint64_t)at, .addr = (uintptr_t)addr, .len = (uint32_t)size,
 	};
 	*(uint32_t *)(void *)(queue + params.sq_off.array) = 0;
-	__atomic_store_n((uint32_t *)(void *)(queue + params.sq_off.tail), 1, __ATOMIC_RELEASE);
+	answer = (const struct io_uring_cqe *)(void *)(done + params.cq_off.cqes) + requests++ % params.cq_entries;
+	set_index(queue + params.sq_off.tail, requests);
 	if (syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
 		return errno;
+	set_index(done + params.cq_off.head, requests);
 	if (answer->res < 0)
 		return -answer->res;
 	return (size_t)answer->res == size ? 0 : EIO;
@@ -64,7 +90,7 @@ static int copy(void *addr, size_t size, int fd)
 
 static bool open_uring(const char *device, bool write)
 {
-	int err = make_ring();
+	int err = make_ring(&ring, &params);
 
 	(void)device;
 	(void)write;
@@ -77,13 +103,26 @@ static bool open_uring(const char *device, bool write)
 
 int uring_register(void *addr, size_t size)
 {
-	int err = make_ring();
+	struct io_uring_params made;
+	int other;
+	int err = make_ring(&other, &made);
 
 	if (err)
 		return err;
-	err = pin(addr, size, true);
-	close(ring);
+	err = register_buffer(other, addr, size);
+	if (!err) /* a ring that is closed gives them back later */
+		err = unregister_buffer(other);
+	close(other);
 	return err;
 }
 
-const struct pinner uring_pinner = {.name = "io_uring", .open = open_uring, .pin = pin, .copy = copy, .unpin = unpin};
+/* A ring has one set of buffers, but the limit is for all that the user has registered. */
+static int pin_more(void *addr, size_t size, bool write)
+{
+	(void)write;
+	return uring_register(addr, size);
+}
+
+const struct pinner uring_pinner = {
+	.name = "io_uring", .open = open_uring, .pin = pin, .transfer = transfer, .pin_more = pin_more, .unpin = unpin,
+};

@@ -3,14 +3,11 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/capability.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -180,23 +177,6 @@ static void probe_refcounts(const char *key, const void *start, size_t size, boo
 		nvh_fact_int("pages_moved", (long long)probe_moved(&probe, &before));
 }
 
-static void limit_memlock(void)
-{
-	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-	struct __user_cap_data_struct data[2];
-	struct rlimit limit;
-
-	if (!memlock_text)
-		return;
-	limit.rlim_cur = limit.rlim_max = nvh_size("memlock", memlock_text);
-	if (setrlimit(RLIMIT_MEMLOCK, &limit) < 0 || syscall(SYS_capget, &header, data) < 0)
-		nvh_bail("RLIMIT_MEMLOCK: %s", nvh_errname(errno));
-	data[0].effective &= ~(1U << CAP_IPC_LOCK);
-	data[0].permitted &= ~(1U << CAP_IPC_LOCK);
-	if (syscall(SYS_capset, &header, data) < 0)
-		nvh_bail("CAP_IPC_LOCK cannot be dropped: %s", nvh_errname(errno));
-}
-
 /*
  * The part of a refused mapping that had been pinned and mapped before the refusal: does the device
  * still reach it?  When all is well the IOMMU reports a fault.
@@ -325,7 +305,8 @@ int main(int argc, char **argv)
 	touch(touch_how, prot);
 	if (unmapped_test)
 		munmap(memory.addr, memory.size);
-	limit_memlock();
+	if (memlock_text)
+		memory_limit_locked(nvh_size("memlock", memlock_text));
 	if (!unmapped_test)
 		probe_refcounts("refs_before", start, lead + size, true);
 	nvh_fact_int("locked_before", memory_status("VmLck"));

@@ -23,12 +23,30 @@ static bool open_xdp(const char *device, bool write)
 	return pinner_missing("AF_XDP", errno);
 }
 
-static int pin(void *addr, size_t size, bool write)
+static int set_umem(int fd, void *addr, size_t size)
 {
 	struct xdp_umem_reg umem = {.addr = (uintptr_t)addr, .len = size, .chunk_size = (uint32_t)memory_page()};
 
+	return setsockopt(fd, SOL_XDP, XDP_UMEM_REG, &umem, sizeof(umem)) < 0 ? errno : 0;
+}
+
+static int pin(void *addr, size_t size, bool write)
+{
 	(void)write; /* packets are received into it */
-	return setsockopt(xsk, SOL_XDP, XDP_UMEM_REG, &umem, sizeof(umem)) < 0 ? errno : 0;
+	return set_umem(xsk, addr, size);
+}
+
+static int pin_more(void *addr, size_t size, bool write)
+{
+	int other = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
+	int err;
+
+	(void)write;
+	if (other < 0)
+		nvh_bail("socket(AF_XDP): %s", nvh_errname(errno));
+	err = set_umem(other, addr, size);
+	close(other);
+	return err;
 }
 
 /* A socket keeps its umem to its end; the pages are given back by a work queue. */
@@ -37,4 +55,6 @@ static int unpin(void)
 	return close(xsk) < 0 ? errno : 0;
 }
 
-const struct pinner xdp_pinner = {.name = "xdp", .open = open_xdp, .pin = pin, .unpin = unpin};
+const struct pinner xdp_pinner = {
+	.name = "xdp", .open = open_xdp, .pin = pin, .pin_more = pin_more, .unpin = unpin,
+};
