@@ -13,6 +13,7 @@ from harness.verdict.status import Status
 from testcases.filesystems import NAMES, dax_mount, page_cache_mount
 from testcases.vfio_steps import (
     IN_ONE_PIECE,
+    OTHER_MEMORY,
     after_unmap_in_one_piece,
     aligned,
     disable_and_enable,
@@ -289,9 +290,11 @@ def test_v20_ranges(guest: Guest, case: Case, mode: str) -> None:
 @both
 def test_v20_other_memory(guest: Guest, case: Case, mode: str) -> None:
     """Other memory at an IOVA that was just in use: the device reaches that, and not the old."""
-    seen = through(guest, case, mode, "--case", "remap", program="vfio_fault")
-    for what in ("device_read", "device_write", "memory"):
-        case.expect(what, seen[what])
+    with huge_pages(guest, case):
+        for options in OTHER_MEMORY:
+            seen = through(guest, case, mode, *options, program="vfio_fault")
+            for what in ("device_read", "device_write", "memory"):
+                case.expect(what, seen[what])
 
 
 @both

@@ -8,6 +8,7 @@ from harness.guest import Guest
 from harness.verdict.expectation import Case
 from testcases.vfio_steps import (
     IN_ONE_PIECE,
+    OTHER_MEMORY,
     after_unmap_in_one_piece,
     by_kernel,
     expect_all,
@@ -107,6 +108,8 @@ def test_v18_after_unmap_in_one_piece(guest: Guest, case: Case, iova: int) -> No
 
 def test_v18_other_memory(guest: Guest, case: Case) -> None:
     """Other memory at an IOVA that was just in use: the device reaches that, and not the old."""
-    seen = observe(guest, case, "vfio_fault", "--case", "remap")
-    for what in ("device_read", "device_write", "memory"):
-        case.expect(what, seen[what])
+    with huge_pages(guest, case):
+        for options in OTHER_MEMORY:
+            seen = observe(guest, case, "vfio_fault", *options)
+            for what in ("device_read", "device_write", "memory"):
+                case.expect(what, seen[what])

@@ -15,6 +15,13 @@ from harness.verdict.known import holds
 #: the LRU lists hold one each.
 _PASSING = 2
 
+#: vfio_fault's options for the memory that comes after 64 KiB of it: as much again, or a huge page,
+#: which replaces the IOMMU's table of small ones (6491d4d02893, v3.8).
+OTHER_MEMORY: tuple[tuple[str, ...], ...] = (
+    ("--case", "remap"),
+    ("--case", "remap", "--source", "hugetlb", "--size", "2M"),
+)
+
 #: Where a 2 MiB page may lie for the device: the IOMMU holds it as one page, or as 512.
 IN_ONE_PIECE = {0x4000000: "one-entry", 0x4001000: "many-entries"}
 
