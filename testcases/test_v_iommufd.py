@@ -14,6 +14,7 @@ from testcases.filesystems import NAMES, dax_mount, page_cache_mount
 from testcases.vfio_steps import (
     IN_ONE_PIECE,
     OTHER_MEMORY,
+    SHARED_MEMORY,
     after_unmap_in_one_piece,
     aligned,
     disable_and_enable,
@@ -199,15 +200,16 @@ def test_v20_page_cache(guest: Guest, case: Case, mode: str, source: str, dma: s
 
 
 @both
-@pytest.mark.parametrize("source", ["memfd", "hugetlb"])
+@pytest.mark.parametrize("source", SHARED_MEMORY)
 def test_v20_shared_memory(guest: Guest, case: Case, mode: str, source: str) -> None:
     """Shared memory without a file system's writeback is fit for long-term pins."""
     with huge_pages(guest, case) as pages:
-        seen = through(guest, case, mode, "--source", source, "--dma-test")
-        free = free_huge_pages(guest)
-    for what in ("map", "device_read", "device_write"):
-        case.expect(what, seen[what])
-    case.expect("huge pages free at the end", free, right=pages)
+        for options in SHARED_MEMORY[source]:
+            seen = through(guest, case, mode, *options, "--dma-test")
+            free = free_huge_pages(guest)
+            for what in ("map", "device_read", "device_write"):
+                case.expect(what, seen[what])
+            case.expect("huge pages free at the end", free, right=pages)
 
 
 @both

@@ -8,6 +8,7 @@ from harness.guest import Guest
 from harness.verdict.expectation import Case
 from testcases.filesystems import page_cache_mount
 from testcases.vfio_steps import (
+    SHARED_MEMORY,
     expect_accounted,
     expect_pinned,
     expect_refused,
@@ -97,16 +98,17 @@ def test_v6_page_cache(guest: Guest, case: Case, source: str, dma: str) -> None:
         expect_accounted(case, seen)
 
 
-@pytest.mark.parametrize("source", ["memfd", "hugetlb"])
+@pytest.mark.parametrize("source", SHARED_MEMORY)
 def test_v7_shared_memory(guest: Guest, case: Case, source: str) -> None:
     """Shared memory without a file system's writeback is fit for long-term pins."""
     with huge_pages(guest, case) as pages:
-        seen = observe(guest, case, "vfio_map", "--source", source, "--dma-test")
-        free = free_huge_pages(guest)
-    for what in ("map", "device_read", "device_write", "unmap"):
-        case.expect(what, seen[what])
-    expect_accounted(case, seen)
-    case.expect("huge pages free at the end", free, right=pages)
+        for options in SHARED_MEMORY[source]:
+            seen = observe(guest, case, "vfio_map", *options, "--dma-test")
+            free = free_huge_pages(guest)
+            for what in ("map", "device_read", "device_write", "unmap"):
+                case.expect(what, seen[what])
+            expect_accounted(case, seen)
+            case.expect("huge pages free at the end", free, right=pages)
 
 
 def test_v7_secret_memory(guest: Guest, case: Case) -> None:

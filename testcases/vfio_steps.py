@@ -22,6 +22,15 @@ OTHER_MEMORY: tuple[tuple[str, ...], ...] = (
     ("--case", "remap", "--source", "hugetlb", "--size", "2M"),
 )
 
+#: vfio_map's options for memory shared by processes; of huge pages also such that starts in one.
+SHARED_MEMORY: dict[str, list[tuple[str, ...]]] = {
+    "memfd": [("--source", "memfd")],
+    "hugetlb": [
+        ("--source", "hugetlb"),
+        ("--source", "hugetlb", "--size", "4M", "--skip", "1036K", "--touch", "write"),
+    ],
+}
+
 #: Where a 2 MiB page may lie for the device: the IOMMU holds it as one page, or as 512.
 IN_ONE_PIECE = {0x4000000: "one-entry", 0x4001000: "many-entries"}
 

@@ -45,6 +45,7 @@ static const char *dma_text = "rw";
 static const char *touch_text = "none";
 static const char *type_text = "type1v2";
 static const char *lead_text = "0";
+static const char *skip_text = "0";
 static const char *seed_text = "0";
 static const char *memlock_text;
 static bool dma_test;
@@ -65,6 +66,7 @@ static const struct nvh_option options[] = {
 	{"touch", &touch_text, NULL, "before mapping for DMA: none, read, write (default none)"},
 	{"type", &type_text, NULL, VFIO_BACKEND_HELP},
 	{"lead", &lead_text, NULL, "bytes of touched anonymous memory in front, in the same DMA mapping"},
+	{"skip", &skip_text, NULL, "bytes at the start of the memory that are not mapped for DMA"},
 	{"seed", &seed_text, NULL, "of the patterns: two guests with seeds of their own share none (default 0)"},
 	{"memlock", &memlock_text, NULL, "RLIMIT_MEMLOCK in bytes, and no CAP_IPC_LOCK"},
 	{"dma-test", NULL, &dma_test, "the device reads and, with --dma rw, writes patterns"},
@@ -239,13 +241,25 @@ static void use_mapping(struct edu *edu, int prot, bool write)
 	bool elsewhere = source.kind == SOURCE_FILE || source.kind == SOURCE_DAX;
 
 	if (prot & PROT_WRITE)
-		memory_fill(memory.addr, trip.size, SEED_CPU);
+		memory_fill(trip.addr, trip.size, SEED_CPU);
 	roundtrip_read(edu, &trip);
 	if (write)
 		roundtrip_write(edu, &trip);
 	if (elsewhere)
 		roundtrip_elsewhere(&trip, &source, memory.offset, write && !source.private);
 	nvh_step(true, "the device %s the memory", write ? "read and wrote" : "read");
+}
+
+/* With a limit of locked memory: is there room for it once more? */
+static void map_again(const struct vfio *vfio, void *start, uint64_t iova, size_t length, bool write)
+{
+	uint64_t unmapped;
+	int err = vfio_map(vfio, start, iova, length, write);
+
+	nvh_fact_errno("map_again", err);
+	nvh_step(true, "mapping it once more: %s", nvh_errname(err));
+	if (!err)
+		vfio_unmap(vfio, iova, length, &unmapped);
 }
 
 /* A child that does nothing: what was private memory of one process is copy-on-write now. */
@@ -280,6 +294,7 @@ int main(int argc, char **argv)
 	off_t offset = (off_t)nvh_size("offset", offset_text);
 	uint64_t iova = nvh_size("iova", iova_text);
 	size_t lead = nvh_size("lead", lead_text);
+	size_t skip = nvh_size("skip", skip_text);
 	int prot = prots[nvh_choice("prot", prot_text, prot_words)];
 	bool write = nvh_choice("dma", dma_text, dma_words) == 1;
 	int touch_how = nvh_choice("touch", touch_text, touch_words);
@@ -288,11 +303,13 @@ int main(int argc, char **argv)
 
 	if (size == 0)
 		nvh_usage("--size 0");
+	if (skip >= size || (skip && (lead || source.kind == SOURCE_FILE || source.kind == SOURCE_DAX)))
+		nvh_usage("--skip %s: less than --size, of memory that is no file, and without --lead", skip_text);
 	if (seed > UINT32_MAX)
 		nvh_usage("--seed %s is more than 32 bits", seed_text);
 	if (truncate_test && (source.kind != SOURCE_FILE || source.readonly))
 		nvh_usage("--truncate needs a --source file:PATH that is not :ro");
-	if (dma_test && (iova + lead + 0x1000 > EDU_IOVA_END || !(prot & PROT_READ) || size < 0x1000))
+	if (dma_test && (iova + lead + 0x1000 > EDU_IOVA_END || !(prot & PROT_READ) || size - skip < 0x1000))
 		nvh_usage("--dma-test needs --prot r or rw, 4K or more and an IOVA below 256 MiB");
 	if (dma_test && iova < WINDOW_IOVA + EDU_WINDOW && iova + lead + size > WINDOW_IOVA)
 		nvh_usage("the mapping overlaps the window of the device at 16 MiB");
@@ -303,10 +320,13 @@ int main(int argc, char **argv)
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	probe_works = refcount_open();
 	nvh_fact_str("source", source_text);
-	nvh_fact_int("size", (long long)(lead + size));
+	size_t length = lead + size - skip;
 
+	nvh_fact_int("size", (long long)length);
 	memory.size = size;
-	trip = (struct roundtrip){.iova = iova + lead, .size = size < CHECKED ? size : CHECKED, .mapped = size};
+	trip = (struct roundtrip){.iova = iova + lead, .size = size - skip, .mapped = size};
+	if (trip.size > CHECKED)
+		trip.size = CHECKED;
 	prepare(offset);
 	err = memory_map(&memory, &source, size, offset, prot, &failed);
 	nvh_fact_errno("mmap", err);
@@ -315,24 +335,24 @@ int main(int argc, char **argv)
 		nvh_step(true, "%s: %s", failed, nvh_errname(err));
 		return nvh_end();
 	}
-	trip.addr = memory.addr;
+	trip.addr = (uint8_t *)memory.addr + skip;
 	if (memory.fd >= 0 && source.kind == SOURCE_FILE) {
 		nvh_fact_int("dax", memory_is_dax(memory.fd));
 		nvh_note("STATX_ATTR_DAX: %d", memory_is_dax(memory.fd));
 	}
-	void *start = lead ? put_lead(lead) : memory.addr;
+	void *start = lead ? put_lead(lead) : trip.addr;
 
 	touch(touch_how, prot);
 	if (unmapped_test)
 		munmap(memory.addr, memory.size);
 	limit_memlock();
 	if (!unmapped_test)
-		probe_refcounts("refs_before", start, lead + size, true);
+		probe_refcounts("refs_before", start, length, true);
 	nvh_fact_int("locked_before", memory_status("VmLck"));
 	nvh_fact_int("pinned_before", memory_status("VmPin"));
 
 	if (uring) {
-		nvh_fact_errno("uring", uring_register(start, lead + size));
+		nvh_fact_errno("uring", uring_register(start, length));
 		nvh_step(true, "IORING_REGISTER_BUFFERS");
 	}
 	if (look) {
@@ -341,21 +361,21 @@ int main(int argc, char **argv)
 	}
 	double begin = nvh_now();
 
-	err = vfio_map(&vfio, start, iova, lead + size, write);
+	err = vfio_map(&vfio, start, iova, length, write);
 	nvh_fact_seconds("map_seconds", nvh_now() - begin);
 	nvh_fact_errno("map", err);
-	nvh_step(true, "mapping %zu bytes for DMA: %s", lead + size, nvh_errname(err));
+	nvh_step(true, "mapping %zu bytes for DMA: %s", length, nvh_errname(err));
 	nvh_fact_int("locked_mapped", memory_status("VmLck"));
 	nvh_fact_int("pinned_mapped", memory_status("VmPin"));
 	if (err) {
 		if (lead)
 			check_lead_unreachable(&edu, start, iova);
-		check_nothing_left(&vfio, iova, lead + size);
+		check_nothing_left(&vfio, iova, length);
 		nvh_fact_int("locked_after", memory_status("VmLck"));
 		nvh_fact_int("pinned_after", memory_status("VmPin"));
-		probe_refcounts("refs_after", start, lead + size, false);
+		probe_refcounts("refs_after", start, length, false);
 	} else {
-		probe_refcounts("refs_mapped", start, lead + size, true);
+		probe_refcounts("refs_mapped", start, length, true);
 		if (fork_test)
 			child = fork_idle();
 		if (dma_test)
@@ -369,14 +389,16 @@ int main(int argc, char **argv)
 		probe_truncate(memory.fd);
 	if (!err) {
 		begin = nvh_now();
-		err = vfio_unmap(&vfio, iova, lead + size, &unmapped);
+		err = vfio_unmap(&vfio, iova, length, &unmapped);
 		nvh_fact_seconds("unmap_seconds", nvh_now() - begin);
 		nvh_fact_errno("unmap", err);
 		nvh_fact_int("unmapped", (long long)unmapped);
 		nvh_step(true, "unmap: %s, %llu bytes", nvh_errname(err), (unsigned long long)unmapped);
 		nvh_fact_int("locked_after", memory_status("VmLck"));
 		nvh_fact_int("pinned_after", memory_status("VmPin"));
-		probe_refcounts("refs_after", start, lead + size, false);
+		probe_refcounts("refs_after", start, length, false);
+		if (memlock_text)
+			map_again(&vfio, start, iova, length, write);
 	}
 	if (unmapped_test)
 		memory.addr = NULL;
