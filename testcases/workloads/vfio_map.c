@@ -54,6 +54,7 @@ static bool unmapped_test;
 static bool look;
 static bool uring;
 static bool fork_test;
+static bool reattach_test;
 
 static const struct nvh_option options[] = {
 	{"device", &device, NULL, "PCI address of an edu that is bound to vfio-pci"},
@@ -74,6 +75,7 @@ static const struct nvh_option options[] = {
 	{"unmapped", NULL, &unmapped_test, "munmap the memory before mapping it for DMA"},
 	{"uring", NULL, &uring, "register the memory as an io_uring buffer first, and let go of it"},
 	{"fork", NULL, &fork_test, "have a child that shares the memory from then on, once it is mapped for DMA"},
+	{"reattach", NULL, &reattach_test, "iommufd: detach the device from the mappings and attach it to them again"},
 	{"look", NULL, &look, "only report the pages' reference counts: map nothing for DMA"},
 	{0},
 };
@@ -250,6 +252,19 @@ static void use_mapping(struct edu *edu, int prot, bool write)
 	nvh_step(true, "the device %s the memory", write ? "read and wrote" : "read");
 }
 
+/* What is mapped stays so in the I/O address space; no page table is there to need the pages pinned. */
+static void reattach(const struct vfio *vfio, const void *start, size_t length)
+{
+	int err = vfio_detach(vfio);
+
+	nvh_fact_errno("detach", err);
+	probe_refcounts("refs_detached", start, length, false);
+	nvh_fact_int("pinned_detached", memory_status("VmPin"));
+	err = err ? err : vfio_attach(vfio);
+	if (!nvh_step(!err, "detached the device and attached it again: %s", nvh_errname(err)))
+		nvh_bail("the device could not be detached and attached: %s", nvh_errname(err));
+}
+
 /* With a limit of locked memory: is there room for it once more? */
 static void map_again(const struct vfio *vfio, void *start, uint64_t iova, size_t length, bool write)
 {
@@ -305,6 +320,8 @@ int main(int argc, char **argv)
 		nvh_usage("--size 0");
 	if (skip >= size || (skip && (lead || source.kind == SOURCE_FILE || source.kind == SOURCE_DAX)))
 		nvh_usage("--skip %s: less than --size, of memory that is no file, and without --lead", skip_text);
+	if (reattach_test && backend != VFIO_BACKEND_IOMMUFD)
+		nvh_usage("--reattach needs --type iommufd");
 	if (seed > UINT32_MAX)
 		nvh_usage("--seed %s is more than 32 bits", seed_text);
 	if (truncate_test && (source.kind != SOURCE_FILE || source.readonly))
@@ -376,6 +393,8 @@ int main(int argc, char **argv)
 		probe_refcounts("refs_after", start, length, false);
 	} else {
 		probe_refcounts("refs_mapped", start, length, true);
+		if (reattach_test)
+			reattach(&vfio, start, length);
 		if (fork_test)
 			child = fork_idle();
 		if (dma_test)
