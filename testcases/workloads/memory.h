@@ -92,4 +92,7 @@ long memory_status(const char *key);
 /* The page frame number behind addr, from /proc/self/pagemap; 0 when it is not given. */
 uint64_t memory_pfn(const void *addr);
 
+/* How many pages of the range lie in a ZONE_MOVABLE; -1 when the system has none. */
+long memory_movable(const void *addr, size_t size);
+
 #endif

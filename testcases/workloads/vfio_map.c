@@ -184,6 +184,15 @@ static void probe_refcounts(const char *key, const void *start, size_t size, boo
 		nvh_fact_int("pages_moved", (long long)probe_moved(&probe, &before));
 }
 
+/* Where there are movable zones: how many of the pages lie in one. */
+static void report_movable(const char *key, const void *start, size_t size)
+{
+	long pages = memory_movable(start, size);
+
+	if (pages >= 0)
+		nvh_fact_int(key, pages);
+}
+
 static void limit_memlock(void)
 {
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
@@ -365,6 +374,7 @@ int main(int argc, char **argv)
 	limit_memlock();
 	if (!unmapped_test)
 		probe_refcounts("refs_before", start, length, true);
+	report_movable("movable_before", start, length);
 	nvh_fact_int("locked_before", memory_status("VmLck"));
 	nvh_fact_int("pinned_before", memory_status("VmPin"));
 
@@ -393,6 +403,7 @@ int main(int argc, char **argv)
 		probe_refcounts("refs_after", start, length, false);
 	} else {
 		probe_refcounts("refs_mapped", start, length, true);
+		report_movable("movable_mapped", start, length);
 		if (reattach_test)
 			reattach(&vfio, start, length);
 		if (fork_test)
