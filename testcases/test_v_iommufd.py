@@ -13,6 +13,8 @@ from harness.verdict.status import Status
 from testcases.filesystems import NAMES, dax_mount, page_cache_mount
 from testcases.vfio_steps import (
     IN_ONE_PIECE,
+    OTHER_MEMORY,
+    SHARED_MEMORY,
     after_unmap_in_one_piece,
     aligned,
     disable_and_enable,
@@ -66,7 +68,8 @@ def through(
 @both
 def test_v20_anonymous_memory(guest: Guest, case: Case, mode: str) -> None:
     """The device reads and writes; pins and accounting return to what they were."""
-    seen = through(guest, case, mode, "--size", "4M", "--touch", "write", "--dma-test")
+    again = ("--reattach",) if mode == "iommufd" else ()
+    seen = through(guest, case, mode, "--size", "4M", "--touch", "write", "--dma-test", *again)
     for what in ("map", "device_read", "device_write", "unmap"):
         case.expect(what, seen[what])
     case.expect("bytes unmapped", seen["unmapped"], right=seen["size"])
@@ -75,9 +78,15 @@ def test_v20_anonymous_memory(guest: Guest, case: Case, mode: str) -> None:
     case.expect("memory pinned (KiB)", seen["pinned_mapped"] - seen["pinned_before"], right=size)
     case.expect("pins given back (KiB)", seen["pinned_after"], right=seen["pinned_before"])
     case.expect("locked given back (KiB)", seen["locked_after"], right=seen["locked_before"])
+    if again:
+        # No page table is left that pages would be pinned for, be it those of the device's window.
+        case.expect("memory pinned, detached (KiB)", seen["pinned_detached"], right=0)
     if "refs_before" in seen:
         expect_pinned(case, seen)
-        case.expect("references_left", references_left(seen))
+        for when in ("refs_detached", "refs_after"):
+            if when in seen:
+                left = references_left(seen | {"refs_after": seen[when]})
+                case.expect("references_left", left)
     # Pinned for reading while it is the zero page: the device sees what is written later.
     private = ("--source", "anon-private", "--touch", "read", "--dma", "r", "--dma-test")
     case.expect("device_read", through(guest, case, mode, *private)["device_read"])
@@ -197,16 +206,30 @@ def test_v20_page_cache(guest: Guest, case: Case, mode: str, source: str, dma: s
             case.expect(what, seen[what])
 
 
+def _expect_gone_with_process(case: Case, seen: dict[str, Any]) -> None:
+    """Expect that a killed process's pins went with it, and its mappings."""
+    case.prove("the device reached the memory", seen["device_write"] == "equal")
+    if "refs_before" in seen:
+        expect_pinned(case, seen)
+        case.expect("references_left", references_left(seen))
+    for what in ("memory", "read"):
+        case.expect(what, seen[what])
+
+
 @both
-@pytest.mark.parametrize("source", ["memfd", "hugetlb"])
+@pytest.mark.parametrize("source", SHARED_MEMORY)
 def test_v20_shared_memory(guest: Guest, case: Case, mode: str, source: str) -> None:
     """Shared memory without a file system's writeback is fit for long-term pins."""
+    case.allow("^DMAR: DMA (Read|Write) fault")  # once the process is dead
     with huge_pages(guest, case) as pages:
-        seen = through(guest, case, mode, "--source", source, "--dma-test")
-        free = free_huge_pages(guest)
-    for what in ("map", "device_read", "device_write"):
-        case.expect(what, seen[what])
-    case.expect("huge pages free at the end", free, right=pages)
+        for options in SHARED_MEMORY[source]:
+            seen = through(guest, case, mode, *options, "--dma-test")
+            free = free_huge_pages(guest)
+            for what in ("map", "device_read", "device_write"):
+                case.expect(what, seen[what])
+            case.expect("huge pages free at the end", free, right=pages)
+    if source == "memfd":
+        _expect_gone_with_process(case, through(guest, case, mode, program="vfio_death"))
 
 
 @both
@@ -281,17 +304,39 @@ def test_v20_bar_is_refused(guest: Guest, case: Case, mode: str, touch: str) -> 
 @both
 def test_v20_ranges(guest: Guest, case: Case, mode: str) -> None:
     """IOVA ranges in use, split, reserved, out of reach or misaligned; unmaps of parts and many."""
+    case.allow("^DMAR: DMA Read fault")  # the device looks whether it still reaches the range
     seen = through(guest, case, mode, program="vfio_ranges")
     expect_all(case, seen, "ranges", mode)
     case.expect("memory accounted (KiB)", seen["locked_after"], right=seen["locked_before"])
+    if mode == "compat":
+        # In the place of a type1 container of old it splits a mapping of which a part is unmapped.
+        seen = observe(guest, case, "vfio_ranges", "--type", "compat-type1")
+        expect_all(case, seen, "split")
+        case.expect("memory accounted (KiB)", seen["locked_after"], right=seen["locked_before"])
+
+
+@both
+def test_v20_memlock(guest: Guest, case: Case, mode: str) -> None:
+    """Of 64 KiB that may be locked all are to be had: the device's own window was mapped before."""
+    for size in ("64K", "68K", "16M"):
+        seen = through(guest, case, mode, "--memlock", "64K", "--size", size, "--touch", "write")
+        if size == "64K":
+            case.expect("map", seen["map"])
+            case.expect("map_again", seen["map_again"])
+        else:
+            case.expect("beyond", seen["map"])
+            expect_refused(case, seen)
+        case.expect("pins given back (KiB)", seen["pinned_after"], right=seen["pinned_before"])
 
 
 @both
 def test_v20_other_memory(guest: Guest, case: Case, mode: str) -> None:
     """Other memory at an IOVA that was just in use: the device reaches that, and not the old."""
-    seen = through(guest, case, mode, "--case", "remap", program="vfio_fault")
-    for what in ("device_read", "device_write", "memory"):
-        case.expect(what, seen[what])
+    with huge_pages(guest, case):
+        for options in OTHER_MEMORY:
+            seen = through(guest, case, mode, *options, program="vfio_fault")
+            for what in ("device_read", "device_write", "memory"):
+                case.expect(what, seen[what])
 
 
 @both

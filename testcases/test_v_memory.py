@@ -8,6 +8,8 @@ from harness.guest import Guest
 from harness.verdict.expectation import Case
 from testcases.filesystems import page_cache_mount
 from testcases.vfio_steps import (
+    SHARED_MEMORY,
+    by_kernel,
     expect_accounted,
     expect_pinned,
     expect_refused,
@@ -49,6 +51,28 @@ def test_v1_private_memory(guest: Guest, case: Case, options: tuple[str, ...]) -
         if "--fork" in options:
             case.expect("device_write", seen.get("device_write"))
         case.expect("memory given back (KiB)", seen["locked_after"], right=seen["locked_before"])
+
+
+def test_v1_movable_memory(guest: Guest, case: Case) -> None:
+    """Pages leave a zone from which all must be movable before they are pinned for long."""
+    name = guest.namespace("devdax1g").device.removeprefix("/dev/")
+    probe = "modprobe -q kmem; test -d /sys/bus/dax/drivers/kmem"
+    if guest.run(probe, check=False).status:
+        case.skip("the kernel has no kmem driver", enable="set CONFIG_DEV_DAX_KMEM=m")
+    guest.run(
+        "echo online_movable > /sys/devices/system/memory/auto_online_blocks; "
+        f"cd /sys/bus/dax/drivers; echo {name} > device_dax/unbind; echo {name} > kmem/new_id",
+        timeout=60.0,
+    )
+    options = ("--source", "anon-private", "--touch", "write", "--dma-test")
+    seen = observe(guest, case, "vfio_map", *options)
+    before = seen.get("movable_before", 0)
+    case.prove("the pages lie in ZONE_MOVABLE", before > 0, seen=before)
+    case.expect("map", seen["map"])
+    left = seen["movable_mapped"] == 0
+    case.expect("all left", left, right=by_kernel(guest, case, "all_leave_movable"))
+    for what in ("device_read", "device_write", "unmap"):
+        case.expect(what, seen[what])
 
 
 @pytest.mark.parametrize(
@@ -97,16 +121,17 @@ def test_v6_page_cache(guest: Guest, case: Case, source: str, dma: str) -> None:
         expect_accounted(case, seen)
 
 
-@pytest.mark.parametrize("source", ["memfd", "hugetlb"])
+@pytest.mark.parametrize("source", SHARED_MEMORY)
 def test_v7_shared_memory(guest: Guest, case: Case, source: str) -> None:
     """Shared memory without a file system's writeback is fit for long-term pins."""
     with huge_pages(guest, case) as pages:
-        seen = observe(guest, case, "vfio_map", "--source", source, "--dma-test")
-        free = free_huge_pages(guest)
-    for what in ("map", "device_read", "device_write", "unmap"):
-        case.expect(what, seen[what])
-    expect_accounted(case, seen)
-    case.expect("huge pages free at the end", free, right=pages)
+        for options in SHARED_MEMORY[source]:
+            seen = observe(guest, case, "vfio_map", *options, "--dma-test")
+            free = free_huge_pages(guest)
+            for what in ("map", "device_read", "device_write", "unmap"):
+                case.expect(what, seen[what])
+            expect_accounted(case, seen)
+            case.expect("huge pages free at the end", free, right=pages)
 
 
 def test_v7_secret_memory(guest: Guest, case: Case) -> None:

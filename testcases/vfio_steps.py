@@ -15,6 +15,22 @@ from harness.verdict.known import holds
 #: the LRU lists hold one each.
 _PASSING = 2
 
+#: vfio_fault's options for the memory that comes after 64 KiB of it: as much again, or a huge page,
+#: which replaces the IOMMU's table of small ones (6491d4d02893, v3.8).
+OTHER_MEMORY: tuple[tuple[str, ...], ...] = (
+    ("--case", "remap"),
+    ("--case", "remap", "--source", "hugetlb", "--size", "2M"),
+)
+
+#: vfio_map's options for memory shared by processes; of huge pages also such that starts in one.
+SHARED_MEMORY: dict[str, list[tuple[str, ...]]] = {
+    "memfd": [("--source", "memfd")],
+    "hugetlb": [
+        ("--source", "hugetlb"),
+        ("--source", "hugetlb", "--size", "4M", "--skip", "1036K", "--touch", "write"),
+    ],
+}
+
 #: Where a 2 MiB page may lie for the device: the IOMMU holds it as one page, or as 512.
 IN_ONE_PIECE = {0x4000000: "one-entry", 0x4001000: "many-entries"}
 

@@ -419,6 +419,7 @@ def test_every_pattern_of_the_views_meets_a_test() -> None:
         "test_v18_blocked_access",
         "test_v20_after_unmap_in_one_piece",
         "test_v20_blocked_access",
+        "test_v20_memlock",
         "test_v20_ranges",
     }
 

@@ -368,3 +368,44 @@ uint64_t memory_pfn(const void *addr)
 		return 0;
 	return entry & ((1ULL << 55) - 1);
 }
+
+struct zone {
+	uint64_t start, end;
+};
+
+/* The first page frames and the lengths of the movable zones; each node has at most one. */
+static size_t movable_zones(struct zone *zones, size_t room)
+{
+	FILE *file = fopen("/proc/zoneinfo", "re");
+	unsigned long long spanned = 0, start;
+	char line[256], name[32] = "";
+	size_t count = 0;
+
+	while (file && fgets(line, sizeof(line), file)) {
+		/* A zone without pages has no start_pfn. */
+		if (sscanf(line, "Node %*d, zone %31s", name) == 1)
+			spanned = 0;
+		else if (strcmp(name, "Movable") != 0 || sscanf(line, " spanned %llu", &spanned) == 1)
+			continue;
+		else if (sscanf(line, " start_pfn: %llu", &start) == 1 && spanned && count < room)
+			zones[count++] = (struct zone){start, start + spanned};
+	}
+	if (file)
+		fclose(file);
+	return count;
+}
+
+long memory_movable(const void *addr, size_t size)
+{
+	struct zone zones[8];
+	size_t count = movable_zones(zones, sizeof(zones) / sizeof(zones[0]));
+	long pages = 0;
+
+	for (size_t at = 0; count && at < size; at += memory_page()) {
+		uint64_t pfn = memory_pfn((const char *)addr + at);
+
+		for (size_t i = 0; i < count; i++)
+			pages += zones[i].start <= pfn && pfn < zones[i].end;
+	}
+	return count ? pages : -1;
+}

@@ -95,4 +95,7 @@ void memory_limit_locked(size_t bytes);
 /* The page frame number behind addr, from /proc/self/pagemap; 0 when it is not given. */
 uint64_t memory_pfn(const void *addr);
 
+/* How many pages of the range lie in a ZONE_MOVABLE; -1 when the system has none. */
+long memory_movable(const void *addr, size_t size);
+
 #endif

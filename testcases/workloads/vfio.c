@@ -50,7 +50,7 @@ static off_t region_offset(const struct vfio *vfio, unsigned int index, uint64_t
 	return (off_t)info.offset;
 }
 
-const char *const vfio_backend_words[] = {"type1", "type1v2", "compat", "iommufd", NULL};
+const char *const vfio_backend_words[] = {"type1", "type1v2", "compat", "compat-type1", "iommufd", NULL};
 
 /* The kernel was built without what was asked for: nothing more can be said. */
 static _Noreturn void without(const char *option, const char *what)
@@ -77,10 +77,12 @@ static void open_by_group(struct vfio *vfio, const char *address, const char *gr
 {
 	struct vfio_group_status status = {.argsz = sizeof(status)};
 	struct vfio_iommu_type1_info info = {.argsz = sizeof(info)};
-	int type = vfio->backend == VFIO_BACKEND_TYPE1 ? VFIO_TYPE1_IOMMU : VFIO_TYPE1v2_IOMMU;
+	bool compat = vfio->backend >= VFIO_BACKEND_COMPAT;
+	bool old = vfio->backend == VFIO_BACKEND_TYPE1 || vfio->backend == VFIO_BACKEND_COMPAT_TYPE1;
+	int type = old ? VFIO_TYPE1_IOMMU : VFIO_TYPE1v2_IOMMU;
 	char path[PATH_MAX];
 
-	if (vfio->backend == VFIO_BACKEND_COMPAT)
+	if (compat)
 		vfio->container = open_iommufd();
 	else
 		vfio->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
@@ -135,7 +137,6 @@ static int open_cdev(const char *address)
 static void open_by_iommufd(struct vfio *vfio, const char *address)
 {
 	struct vfio_device_bind_iommufd bind = {.argsz = sizeof(bind)};
-	struct vfio_device_attach_iommufd_pt attach = {.argsz = sizeof(attach)};
 	struct iommu_ioas_alloc alloc = {.size = sizeof(alloc)};
 
 	vfio->container = open_iommufd();
@@ -146,10 +147,25 @@ static void open_by_iommufd(struct vfio *vfio, const char *address)
 	if (ioctl(vfio->container, IOMMU_IOAS_ALLOC, &alloc) < 0)
 		nvh_bail("IOMMU_IOAS_ALLOC: %s", nvh_errname(errno));
 	vfio->ioas = alloc.out_ioas_id;
-	attach.pt_id = alloc.out_ioas_id;
-	if (ioctl(vfio->device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach) < 0)
+	int err = vfio_attach(vfio);
+
+	if (err)
 		nvh_bail("VFIO_DEVICE_ATTACH_IOMMUFD_PT: %s (EPERM: the vIOMMU lacks interrupt remapping)",
-			 nvh_errname(errno));
+			 nvh_errname(err));
+}
+
+int vfio_attach(const struct vfio *vfio)
+{
+	struct vfio_device_attach_iommufd_pt attach = {.argsz = sizeof(attach), .pt_id = vfio->ioas};
+
+	return ioctl(vfio->device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach) < 0 ? errno : 0;
+}
+
+int vfio_detach(const struct vfio *vfio)
+{
+	struct vfio_device_detach_iommufd_pt detach = {.argsz = sizeof(detach)};
+
+	return ioctl(vfio->device, VFIO_DEVICE_DETACH_IOMMUFD_PT, &detach) < 0 ? errno : 0;
 }
 
 void vfio_open(struct vfio *vfio, const char *address, enum vfio_backend backend)
@@ -197,19 +213,25 @@ void vfio_close(struct vfio *vfio)
 	vfio->container = -1;
 }
 
-static int ioas_map(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t size, unsigned int access)
+static int ioas_map(const struct vfio *vfio, void *addr, uint64_t *iova, uint64_t size, uint32_t flags)
 {
 	struct iommu_ioas_map map = {
 		.size = sizeof(map),
-		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | (access & VFIO_DMA_READ ? IOMMU_IOAS_MAP_READABLE : 0) |
-			 (access & VFIO_DMA_WRITE ? IOMMU_IOAS_MAP_WRITEABLE : 0),
+		.flags = flags,
 		.ioas_id = vfio->ioas,
 		.user_va = (uintptr_t)addr,
 		.length = size,
-		.iova = iova,
+		.iova = *iova,
 	};
+	int err = ioctl(vfio->container, IOMMU_IOAS_MAP, &map) < 0 ? errno : 0;
 
-	return ioctl(vfio->container, IOMMU_IOAS_MAP, &map) < 0 ? errno : 0;
+	*iova = map.iova;
+	return err;
+}
+
+int vfio_map_anywhere(const struct vfio *vfio, void *addr, uint64_t *iova, uint64_t size)
+{
+	return ioas_map(vfio, addr, iova, size, IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE);
 }
 
 static int ioas_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped)
@@ -238,7 +260,9 @@ int vfio_map_for(const struct vfio *vfio, void *addr, uint64_t iova, uint64_t si
 	};
 
 	if (vfio->backend == VFIO_BACKEND_IOMMUFD)
-		return ioas_map(vfio, addr, iova, size, access);
+		return ioas_map(vfio, addr, &iova, size,
+				IOMMU_IOAS_MAP_FIXED_IOVA | (access & VFIO_DMA_READ ? IOMMU_IOAS_MAP_READABLE : 0) |
+					(access & VFIO_DMA_WRITE ? IOMMU_IOAS_MAP_WRITEABLE : 0));
 	return ioctl(vfio->container, VFIO_IOMMU_MAP_DMA, &map) < 0 ? errno : 0;
 }
 

@@ -12,13 +12,20 @@
 
 /*
  * Who makes the DMA mappings, in the order of vfio_backend_words: a container of type1; /dev/iommu in
- * the place of the container, which understands the same ioctls; /dev/iommu with its own ioctls and the
- * device opened without its group.
+ * the place of the container, which understands the same ioctls, and the same as a type1 of old; /dev/iommu
+ * with its own ioctls and the device opened without its group.
  */
-enum vfio_backend { VFIO_BACKEND_TYPE1, VFIO_BACKEND_TYPE1V2, VFIO_BACKEND_COMPAT, VFIO_BACKEND_IOMMUFD };
+enum vfio_backend {
+	VFIO_BACKEND_TYPE1,
+	VFIO_BACKEND_TYPE1V2,
+	VFIO_BACKEND_COMPAT,
+	VFIO_BACKEND_COMPAT_TYPE1,
+	VFIO_BACKEND_IOMMUFD,
+};
 
 extern const char *const vfio_backend_words[];
-#define VFIO_BACKEND_HELP "who maps: type1, type1v2, compat (/dev/iommu as container), iommufd (default type1v2)"
+#define VFIO_BACKEND_HELP \
+	"who maps: type1, type1v2, compat (/dev/iommu as container), compat-type1, iommufd (default type1v2)"
 
 struct vfio {
 	enum vfio_backend backend;
@@ -64,6 +71,13 @@ int vfio_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *
 
 /* As vfio_unmap(), but an error is told as it is, also where nothing was mapped. */
 int vfio_try_unmap(const struct vfio *vfio, uint64_t iova, uint64_t size, uint64_t *unmapped);
+
+/* Of iommufd alone: as vfio_map(), at an IOVA that the kernel chooses. */
+int vfio_map_anywhere(const struct vfio *vfio, void *addr, uint64_t *iova, uint64_t size);
+
+/* Of iommufd alone: takes the device off its I/O address space, and puts it back.  Return 0 or errno. */
+int vfio_detach(const struct vfio *vfio);
+int vfio_attach(const struct vfio *vfio);
 
 /* The bits of PCI_COMMAND that workloads turn on and off. */
 #define VFIO_MEMORY 0x2

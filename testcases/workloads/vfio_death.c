@@ -35,15 +35,18 @@ static const char *device;
 static const char *source_text = "memfd";
 static const char *size_text = "2M";
 static const char *how_text = "kill";
+static const char *type_text = "type1v2";
 
 static const struct nvh_option options[] = {
 	{"device", &device, NULL, "PCI address of an edu that is bound to vfio-pci"},
 	{"source", &source_text, NULL, "memfd, file:PATH, dax:/dev/daxX.Y (default memfd)"},
 	{"size", &size_text, NULL, "bytes to map (default 2M)"},
 	{"how", &how_text, NULL, "kill, exit, exec (another program), heir (killed, and a child has its files)"},
+	{"type", &type_text, NULL, VFIO_BACKEND_HELP},
 	{0},
 };
 
+static enum vfio_backend backend;
 static struct mapping memory;
 static struct roundtrip trip;
 static FILE *said; /* by the process that ends: this one speaks KTAP */
@@ -74,7 +77,7 @@ static _Noreturn void hold(int to, int from, int how)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	refcount_forget();
 	dup2(fileno(said), STDOUT_FILENO);
-	vfio_open(&vfio, device, VFIO_BACKEND_TYPE1V2);
+	vfio_open(&vfio, device, backend);
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	if (vfio_map(&vfio, memory.addr, IOVA, memory.size, true))
 		_exit(1);
@@ -134,7 +137,7 @@ static void look_what_device_reaches(void)
 	struct edu edu;
 	size_t same = 0;
 
-	vfio_open(&vfio, device, VFIO_BACKEND_TYPE1V2);
+	vfio_open(&vfio, device, backend);
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	memory_fill_at(edu.window, ATTEMPT, SEED_DEVICE, 0);
 	edu_write(&edu, IOVA, ATTEMPT);
@@ -161,6 +164,7 @@ int main(int argc, char **argv)
 	nvh_options(argc, argv, "End a process that has memory mapped for DMA.", options);
 	source_parse(source_text, &source);
 	int how = nvh_choice("how", how_text, how_words);
+	backend = nvh_choice("type", type_text, vfio_backend_words);
 	size_t size = nvh_size("size", size_text);
 
 	if (!device)

@@ -18,6 +18,8 @@
 #define WINDOW_IOVA 0x1000000ULL
 /* Bytes of a forbidden access; it crosses from the first page into the second. */
 #define ATTEMPT 1000
+/* At most so much is mapped before the other memory of remap: less than a huge page. */
+#define BEFORE_REMAP 0x10000UL
 
 enum { CASE_READ_ONLY, CASE_DOWNGRADE, CASE_AFTER_UNMAP, CASE_REMAP };
 
@@ -33,7 +35,8 @@ static const char *type_text = "type1v2";
 static const struct nvh_option options[] = {
 	{"device", &device, NULL, "PCI address of an edu that is bound to vfio-pci"},
 	{"case", &case_text, NULL, "read-only, downgrade (writable, used, unmapped, then read-only), after-unmap, "
-				   "remap (used, unmapped, then other memory at the same IOVA)"},
+				   "remap (64K of anonymous memory used, unmapped, then --source at "
+				   "the same IOVA)"},
 	{"source", &source_text, NULL, SOURCE_HELP " (default anon)"},
 	{"size", &size_text, NULL, "bytes to map (default 64K)"},
 	{"iova", &iova_text, NULL, "where the device sees it (default 64 MiB)"},
@@ -142,15 +145,15 @@ static void attempt(struct edu *edu, const struct roundtrip *trip, size_t at, bo
  * Other memory at an IOVA that the device has just used: it must see that and leave the old alone,
  * whatever translations it or the IOMMU have kept.
  */
-static void use_other_memory(const struct vfio *vfio, struct edu *edu, const struct roundtrip *trip)
+static void use_other_memory(const struct vfio *vfio, struct edu *edu, const struct roundtrip *trip,
+			     const struct source *source, size_t size)
 {
-	struct roundtrip other = *trip;
+	struct roundtrip other = {.iova = trip->iova, .size = size, .mapped = size};
 	struct mapping memory;
-	int err = memory_map(&memory, &(struct source){.kind = SOURCE_ANON}, trip->size, 0, PROT_READ | PROT_WRITE,
-			     NULL);
+	int err = memory_map(&memory, source, size, 0, PROT_READ | PROT_WRITE, NULL);
 
 	if (err)
-		nvh_bail("mmap: %s", nvh_errname(err));
+		nvh_bail("mmap of %s: %s", source_text, nvh_errname(err));
 	other.addr = memory.addr;
 	memory_fill(trip->addr, trip->size, SEED_DEVICE);
 	memory_fill(other.addr, other.size, SEED_CPU);
@@ -167,7 +170,7 @@ static void use_other_memory(const struct vfio *vfio, struct edu *edu, const str
 int main(int argc, char **argv)
 {
 	struct mapping memory;
-	struct source source;
+	struct source source, first;
 	struct vfio vfio;
 	struct edu edu;
 	int err;
@@ -176,17 +179,23 @@ int main(int argc, char **argv)
 	source_parse(source_text, &source);
 	int which = nvh_choice("case", case_text, case_words);
 	size_t at = memory_page() - 504;
-	struct roundtrip trip = {.iova = nvh_size("iova", iova_text), .size = nvh_size("size", size_text)};
+	size_t size = nvh_size("size", size_text);
+	struct roundtrip trip = {.iova = nvh_size("iova", iova_text), .size = size};
 
 	enum vfio_backend backend = nvh_choice("type", type_text, vfio_backend_words);
 
 	if (trip.size < 0x2000 || trip.iova < WINDOW_IOVA + EDU_WINDOW || trip.iova + trip.size > EDU_IOVA_END)
 		nvh_usage("--size 8K or more, --iova between 17 MiB and 256 MiB");
 
+	first = source;
+	if (which == CASE_REMAP) {
+		first = (struct source){.kind = SOURCE_ANON};
+		trip.size = size < BEFORE_REMAP ? size : BEFORE_REMAP;
+	}
 	nvh_begin("vfio_fault");
 	vfio_open(&vfio, device, backend);
 	edu_open(&edu, &vfio, WINDOW_IOVA);
-	err = memory_map(&memory, &source, trip.size, 0, PROT_READ | PROT_WRITE, NULL);
+	err = memory_map(&memory, &first, trip.size, 0, PROT_READ | PROT_WRITE, NULL);
 	if (err)
 		nvh_bail("mmap of %s: %s", source_text, nvh_errname(err));
 	trip.addr = memory.addr;
@@ -200,7 +209,7 @@ int main(int argc, char **argv)
 		unmap(&vfio, &trip);
 	}
 	if (which == CASE_REMAP) {
-		use_other_memory(&vfio, &edu, &trip);
+		use_other_memory(&vfio, &edu, &trip, &source, size);
 	} else if (which == CASE_AFTER_UNMAP) {
 		attempt(&edu, &trip, at, true);
 		attempt(&edu, &trip, at, false);

@@ -42,6 +42,7 @@ static const char *dma_text = "rw";
 static const char *touch_text = "none";
 static const char *type_text = "type1v2";
 static const char *lead_text = "0";
+static const char *skip_text = "0";
 static const char *seed_text = "0";
 static const char *memlock_text;
 static bool dma_test;
@@ -50,6 +51,7 @@ static bool unmapped_test;
 static bool look;
 static bool uring;
 static bool fork_test;
+static bool reattach_test;
 
 static const struct nvh_option options[] = {
 	{"device", &device, NULL, "PCI address of an edu that is bound to vfio-pci"},
@@ -62,6 +64,7 @@ static const struct nvh_option options[] = {
 	{"touch", &touch_text, NULL, "before mapping for DMA: none, read, write (default none)"},
 	{"type", &type_text, NULL, VFIO_BACKEND_HELP},
 	{"lead", &lead_text, NULL, "bytes of touched anonymous memory in front, in the same DMA mapping"},
+	{"skip", &skip_text, NULL, "bytes at the start of the memory that are not mapped for DMA"},
 	{"seed", &seed_text, NULL, "of the patterns: two guests with seeds of their own share none (default 0)"},
 	{"memlock", &memlock_text, NULL, "RLIMIT_MEMLOCK in bytes, and no CAP_IPC_LOCK"},
 	{"dma-test", NULL, &dma_test, "the device reads and, with --dma rw, writes patterns"},
@@ -69,6 +72,7 @@ static const struct nvh_option options[] = {
 	{"unmapped", NULL, &unmapped_test, "munmap the memory before mapping it for DMA"},
 	{"uring", NULL, &uring, "register the memory as an io_uring buffer first, and let go of it"},
 	{"fork", NULL, &fork_test, "have a child that shares the memory from then on, once it is mapped for DMA"},
+	{"reattach", NULL, &reattach_test, "iommufd: detach the device from the mappings and attach it to them again"},
 	{"look", NULL, &look, "only report the pages' reference counts: map nothing for DMA"},
 	{0},
 };
@@ -177,6 +181,15 @@ static void probe_refcounts(const char *key, const void *start, size_t size, boo
 		nvh_fact_int("pages_moved", (long long)probe_moved(&probe, &before));
 }
 
+/* Where there are movable zones: how many of the pages lie in one. */
+static void report_movable(const char *key, const void *start, size_t size)
+{
+	long pages = memory_movable(start, size);
+
+	if (pages >= 0)
+		nvh_fact_int(key, pages);
+}
+
 /*
  * The part of a refused mapping that had been pinned and mapped before the refusal: does the device
  * still reach it?  When all is well the IOMMU reports a fault.
@@ -219,13 +232,38 @@ static void use_mapping(struct edu *edu, int prot, bool write)
 	bool elsewhere = source.kind == SOURCE_FILE || source.kind == SOURCE_DAX;
 
 	if (prot & PROT_WRITE)
-		memory_fill(memory.addr, trip.size, SEED_CPU);
+		memory_fill(trip.addr, trip.size, SEED_CPU);
 	roundtrip_read(edu, &trip);
 	if (write)
 		roundtrip_write(edu, &trip);
 	if (elsewhere)
 		roundtrip_elsewhere(&trip, &source, memory.offset, write && !source.private);
 	nvh_step(true, "the device %s the memory", write ? "read and wrote" : "read");
+}
+
+/* What is mapped stays so in the I/O address space; no page table is there to need the pages pinned. */
+static void reattach(const struct vfio *vfio, const void *start, size_t length)
+{
+	int err = vfio_detach(vfio);
+
+	nvh_fact_errno("detach", err);
+	probe_refcounts("refs_detached", start, length, false);
+	nvh_fact_int("pinned_detached", memory_status("VmPin"));
+	err = err ? err : vfio_attach(vfio);
+	if (!nvh_step(!err, "detached the device and attached it again: %s", nvh_errname(err)))
+		nvh_bail("the device could not be detached and attached: %s", nvh_errname(err));
+}
+
+/* With a limit of locked memory: is there room for it once more? */
+static void map_again(const struct vfio *vfio, void *start, uint64_t iova, size_t length, bool write)
+{
+	uint64_t unmapped;
+	int err = vfio_map(vfio, start, iova, length, write);
+
+	nvh_fact_errno("map_again", err);
+	nvh_step(true, "mapping it once more: %s", nvh_errname(err));
+	if (!err)
+		vfio_unmap(vfio, iova, length, &unmapped);
 }
 
 /* A child that does nothing: what was private memory of one process is copy-on-write now. */
@@ -260,6 +298,7 @@ int main(int argc, char **argv)
 	off_t offset = (off_t)nvh_size("offset", offset_text);
 	uint64_t iova = nvh_size("iova", iova_text);
 	size_t lead = nvh_size("lead", lead_text);
+	size_t skip = nvh_size("skip", skip_text);
 	int prot = prots[nvh_choice("prot", prot_text, prot_words)];
 	bool write = nvh_choice("dma", dma_text, dma_words) == 1;
 	int touch_how = nvh_choice("touch", touch_text, touch_words);
@@ -268,11 +307,15 @@ int main(int argc, char **argv)
 
 	if (size == 0)
 		nvh_usage("--size 0");
+	if (skip >= size || (skip && (lead || source.kind == SOURCE_FILE || source.kind == SOURCE_DAX)))
+		nvh_usage("--skip %s: less than --size, of memory that is no file, and without --lead", skip_text);
+	if (reattach_test && backend != VFIO_BACKEND_IOMMUFD)
+		nvh_usage("--reattach needs --type iommufd");
 	if (seed > UINT32_MAX)
 		nvh_usage("--seed %s is more than 32 bits", seed_text);
 	if (truncate_test && (source.kind != SOURCE_FILE || source.readonly))
 		nvh_usage("--truncate needs a --source file:PATH that is not :ro");
-	if (dma_test && (iova + lead + 0x1000 > EDU_IOVA_END || !(prot & PROT_READ) || size < 0x1000))
+	if (dma_test && (iova + lead + 0x1000 > EDU_IOVA_END || !(prot & PROT_READ) || size - skip < 0x1000))
 		nvh_usage("--dma-test needs --prot r or rw, 4K or more and an IOVA below 256 MiB");
 	if (dma_test && iova < WINDOW_IOVA + EDU_WINDOW && iova + lead + size > WINDOW_IOVA)
 		nvh_usage("the mapping overlaps the window of the device at 16 MiB");
@@ -283,10 +326,13 @@ int main(int argc, char **argv)
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	probe_works = refcount_open();
 	nvh_fact_str("source", source_text);
-	nvh_fact_int("size", (long long)(lead + size));
+	size_t length = lead + size - skip;
 
+	nvh_fact_int("size", (long long)length);
 	memory.size = size;
-	trip = (struct roundtrip){.iova = iova + lead, .size = size < CHECKED ? size : CHECKED, .mapped = size};
+	trip = (struct roundtrip){.iova = iova + lead, .size = size - skip, .mapped = size};
+	if (trip.size > CHECKED)
+		trip.size = CHECKED;
 	prepare(offset);
 	err = memory_map(&memory, &source, size, offset, prot, &failed);
 	nvh_fact_errno("mmap", err);
@@ -295,12 +341,12 @@ int main(int argc, char **argv)
 		nvh_step(true, "%s: %s", failed, nvh_errname(err));
 		return nvh_end();
 	}
-	trip.addr = memory.addr;
+	trip.addr = (uint8_t *)memory.addr + skip;
 	if (memory.fd >= 0 && source.kind == SOURCE_FILE) {
 		nvh_fact_int("dax", memory_is_dax(memory.fd));
 		nvh_note("STATX_ATTR_DAX: %d", memory_is_dax(memory.fd));
 	}
-	void *start = lead ? put_lead(lead) : memory.addr;
+	void *start = lead ? put_lead(lead) : trip.addr;
 
 	touch(touch_how, prot);
 	if (unmapped_test)
@@ -308,12 +354,13 @@ int main(int argc, char **argv)
 	if (memlock_text)
 		memory_limit_locked(nvh_size("memlock", memlock_text));
 	if (!unmapped_test)
-		probe_refcounts("refs_before", start, lead + size, true);
+		probe_refcounts("refs_before", start, length, true);
+	report_movable("movable_before", start, length);
 	nvh_fact_int("locked_before", memory_status("VmLck"));
 	nvh_fact_int("pinned_before", memory_status("VmPin"));
 
 	if (uring) {
-		nvh_fact_errno("uring", uring_register(start, lead + size));
+		nvh_fact_errno("uring", uring_register(start, length));
 		nvh_step(true, "IORING_REGISTER_BUFFERS");
 	}
 	if (look) {
@@ -322,21 +369,24 @@ int main(int argc, char **argv)
 	}
 	double begin = nvh_now();
 
-	err = vfio_map(&vfio, start, iova, lead + size, write);
+	err = vfio_map(&vfio, start, iova, length, write);
 	nvh_fact_seconds("map_seconds", nvh_now() - begin);
 	nvh_fact_errno("map", err);
-	nvh_step(true, "mapping %zu bytes for DMA: %s", lead + size, nvh_errname(err));
+	nvh_step(true, "mapping %zu bytes for DMA: %s", length, nvh_errname(err));
 	nvh_fact_int("locked_mapped", memory_status("VmLck"));
 	nvh_fact_int("pinned_mapped", memory_status("VmPin"));
 	if (err) {
 		if (lead)
 			check_lead_unreachable(&edu, start, iova);
-		check_nothing_left(&vfio, iova, lead + size);
+		check_nothing_left(&vfio, iova, length);
 		nvh_fact_int("locked_after", memory_status("VmLck"));
 		nvh_fact_int("pinned_after", memory_status("VmPin"));
-		probe_refcounts("refs_after", start, lead + size, false);
+		probe_refcounts("refs_after", start, length, false);
 	} else {
-		probe_refcounts("refs_mapped", start, lead + size, true);
+		probe_refcounts("refs_mapped", start, length, true);
+		report_movable("movable_mapped", start, length);
+		if (reattach_test)
+			reattach(&vfio, start, length);
 		if (fork_test)
 			child = fork_idle();
 		if (dma_test)
@@ -350,14 +400,16 @@ int main(int argc, char **argv)
 		probe_truncate(memory.fd);
 	if (!err) {
 		begin = nvh_now();
-		err = vfio_unmap(&vfio, iova, lead + size, &unmapped);
+		err = vfio_unmap(&vfio, iova, length, &unmapped);
 		nvh_fact_seconds("unmap_seconds", nvh_now() - begin);
 		nvh_fact_errno("unmap", err);
 		nvh_fact_int("unmapped", (long long)unmapped);
 		nvh_step(true, "unmap: %s, %llu bytes", nvh_errname(err), (unsigned long long)unmapped);
 		nvh_fact_int("locked_after", memory_status("VmLck"));
 		nvh_fact_int("pinned_after", memory_status("VmPin"));
-		probe_refcounts("refs_after", start, lead + size, false);
+		probe_refcounts("refs_after", start, length, false);
+		if (memlock_text)
+			map_again(&vfio, start, iova, length, write);
 	}
 	if (unmapped_test)
 		memory.addr = NULL;

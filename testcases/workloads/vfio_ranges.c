@@ -17,6 +17,7 @@
 /* What the device reads to see whether it still reaches the mapping: across a page border of its tail. */
 #define LOOK_AT (SIZE / 2 + PAGE - 504)
 #define LOOK_SIZE 1000
+#define ANYWHERE (16 * PAGE)
 /* Beyond what a process can have mapped: the range starts in the last page of all. */
 #define LAST_PAGE (UINT64_MAX - PAGE + 1)
 
@@ -128,6 +129,21 @@ static void unmap_many(void)
 	nvh_fact_int("accounted_gone", accounted() - before);
 }
 
+/* Twice where the kernel likes; then all that the device reaches goes at once, its window too. */
+static void map_anywhere(void)
+{
+	long before = accounted();
+	uint64_t iova = 0, other = 0;
+
+	nvh_fact_errno("anywhere", vfio_map_anywhere(&vfio, addr, &iova, ANYWHERE));
+	nvh_fact_errno("anywhere_again", vfio_map_anywhere(&vfio, addr + ANYWHERE, &other, ANYWHERE));
+	nvh_fact_bool("apart", iova + ANYWHERE <= other || other + ANYWHERE <= iova);
+	nvh_step(true, "mapped at 0x%llx and 0x%llx", (unsigned long long)iova, (unsigned long long)other);
+	nvh_fact_int("accounted_anywhere", accounted() - before);
+	attempt_unmap("unmap_all", "all_unmapped", 0, UINT64_MAX);
+	nvh_fact_int("accounted_none", accounted());
+}
+
 int main(int argc, char **argv)
 {
 	const unsigned int both = VFIO_DMA_READ | VFIO_DMA_WRITE;
@@ -160,6 +176,8 @@ int main(int argc, char **argv)
 	unmap_parts();
 	unmap_many();
 	nvh_fact_int("locked_after", accounted());
+	if (backend == VFIO_BACKEND_IOMMUFD)
+		map_anywhere();
 	memory_unmap(&memory);
 	edu_close(&edu);
 	vfio_close(&vfio);
