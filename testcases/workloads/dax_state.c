@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -207,6 +208,22 @@ static void check(const char *path)
 	nvh_step(true, "content looked at");
 }
 
+/* Fact private_store: a store into a private mapping is a page of the process's own; "OK" or the signal. */
+static void store_privately(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	char *addr = fd < 0 ? MAP_FAILED : mmap(NULL, memory_page(), PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	struct memory_fault fault;
+
+	if (addr == MAP_FAILED)
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	fault = memory_access(addr, true); /* not read before, which would leave the file system out of it */
+	nvh_fact_str("private_store", fault.signum ? sigabbrev_np(fault.signum) : "OK");
+	munmap(addr, memory_page());
+	close(fd);
+	nvh_step(true, "stored into a private mapping");
+}
+
 static bool is_dax_by_fd(int fd)
 {
 	struct statx info;
@@ -262,7 +279,7 @@ static void create(const char *path, unsigned long long size)
 int main(int argc, char **argv)
 {
 	const char *path = NULL, *size = NULL, *flag = NULL, *offset = "0";
-	bool map = false, fault = false, misaligned = false, filled = false, checked = false, held = false;
+	bool map = false, private = false, fault = false, misaligned = false, filled = false, checked = false, held = false;
 	const struct nvh_option options[] = {
 		{"path", &path, NULL, "the file or directory"},
 		{"create", &size, NULL, "first make it a file of this size"},
@@ -271,6 +288,7 @@ int main(int argc, char **argv)
 		{"held", NULL, &held, "--flag: keep the file open meanwhile, and open it once more"},
 		{"check", NULL, &checked, "then look whether --fill's pattern is there"},
 		{"map", NULL, &map, "then try MAP_SHARED, MAP_SHARED_VALIDATE and MAP_SYNC on its first page"},
+		{"private", NULL, &private, "then store into a private mapping of its first page"},
 		{"fault", NULL, &fault, "then map 2 MiB of it, 2 MiB aligned in memory, and count the faults"},
 		{"offset", &offset, NULL, "where in the file --fault maps (default 0)"},
 		{"misaligned", NULL, &misaligned, "--fault: one page off in memory"},
@@ -298,6 +316,8 @@ int main(int argc, char **argv)
 		check(path);
 	if (map)
 		try_mappings(path);
+	if (private)
+		store_privately(path);
 	if (fault)
 		count_faults(path, (off_t)nvh_size("offset", offset), misaligned);
 	return nvh_end();
