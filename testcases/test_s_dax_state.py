@@ -31,6 +31,9 @@ from testcases.nvdimm_image import Layout, file_digest, layout, read_blocks, str
 
 every_fs = pytest.mark.parametrize("fs", NAMES)
 
+_TRACING = "/sys/kernel/tracing"
+_ACKED = "nvh_acked"
+
 
 @every_fs
 def test_s1_dax_always_covers_files_not_directories(guest: Guest, case: Case, fs: str) -> None:
@@ -323,12 +326,35 @@ def test_s9_virtio_pmem_has_dax_without_map_sync(guest: Guest, case: Case, fs: s
     region = guest.namespace("virtio0").region
     device = guest.run(f"readlink -f /sys/bus/nd/devices/{region}").stdout.strip()
     case.prove("the namespace is on virtio-pmem", "/virtio" in device, seen=device)
+    count = f"grep -w {_ACKED} {_TRACING}/kprobe_profile"
+    probe = f"echo 'p:{_ACKED} virtio_pmem_host_ack' >> kprobe_events && "
+    probe = f"cd {_TRACING} && {{ {count} || {probe} echo 1 > events/kprobes/{_ACKED}/enable; }}"
+    probed = guest.run(probe, check=False)
+
+    def flushes(command: str) -> int:
+        """Return how often the host has answered a request to flush."""
+        said = guest.run(f"{count} && {command} && {count}").stdout.splitlines()
+        return int(said[-1].split()[1]) - int(said[0].split()[1])
+
+    device = guest.namespace("virtio0").device
+    raw = f"dd if=/dev/zero of={device} bs=4096 seek=9000 count=1 oflag=direct conv=fsync"
+    acked = {"raw_write_flushed": flushes(f"{raw} 2>/dev/null")} if not probed.status else {}
     with dax_mount(guest, case, fs, nvdimm="virtio0") as mount:
         facts = guest.workload(
             "dax_state", "--path", f"{mount.path}/a", "--create", "64K", "--map"
         ).facts
+        # What has its block, and makes none: the sync has nothing but the data to see to.
+        guest.run(f"sync {mount.path}/a")
+        store = f"xfs_io -c 'mmap -w 0 4k' -c 'mwrite 0 4k' -c fdatasync {mount.path}/a"
+        if acked:
+            acked["store_flushed"] = flushes(store)
     for key in ("dax", "shared", "shared_data", "validate", "validate_data", "sync"):
         case.expect(key, facts[key])
+    if not acked:
+        case.fact("requests to the host", f"not told: {probed.stderr.strip()}")
+    for key, number in acked.items():
+        case.fact(f"{key}, requests", number)
+        case.expect(key, number > 0)
 
 
 @pytest.mark.parametrize("name", ["devdax2m", "devdax1g"])
