@@ -10,6 +10,7 @@ import pytest
 
 from harness import dax
 from harness.guest import Guest
+from harness.guest.filesystem import unmount_command
 from harness.images import kconfig
 from harness.lab import Lab
 from harness.verdict.expectation import Case
@@ -51,6 +52,12 @@ def test_s1_dax_always_covers_files_not_directories(guest: Guest, case: Case, fs
     case.expect("file", file["dax"])
     case.expect("directory", directory["dax"])
     case.expect("new_child", child["dax"])
+    where = ("--type", fs, "--device", mount.namespace.device, "--path", mount.path)
+    plain = guest.workload("try_mount", *where, "--options", "dax").facts
+    case.expect("plain_mount", plain["mount"])
+    again = guest.workload("dax_state", "--path", f"{mount.path}/a").facts
+    guest.run(unmount_command(mount.path))
+    case.expect("plain", again["dax"])
 
 
 @every_fs
@@ -84,6 +91,9 @@ def test_s2_dax_inode_follows_the_directory_flag(guest: Guest, case: Case, fs: s
         case.expect("clear_flag", state("d", "--flag", "off")["set_flag"])
         seen["later"] = state("d/later", "--create", "64K")
         seen["kept"] = state("d/a")
+        if fs == "ext4":
+            seen["grandchild"] = state("d/e/a", "--journal", "--donor", f"{mount.path}/d/a")
+            seen["outside"] = state("a", "--journal", "--flag", "on")
         mapped = state("d/a", "--map")
     case.expect("set_flag", seen["directory"]["set_flag"])
     dax = {"child", "grandchild", "kept"}
@@ -92,6 +102,11 @@ def test_s2_dax_inode_follows_the_directory_flag(guest: Guest, case: Case, fs: s
         flagged = dax | {"directory", "subdirectory"}
         case.expect(f"{name} has the flag", facts["flag"], right=name in flagged)
     case.expect("child_map_sync", mapped["sync"])
+    if fs == "ext4":
+        case.expect("journal_of_dax", seen["grandchild"]["journal"])
+        case.expect("move_extent", seen["grandchild"]["move_extent"])
+        case.expect("journal", seen["outside"]["journal"])
+        case.expect("dax_of_journal", seen["outside"]["set_flag"])
 
 
 @every_fs
@@ -208,10 +223,26 @@ def test_s5_no_dax_where_it_cannot_be(guest: Guest, case: Case, fs: str, lacks: 
         key = f"words_{fs}_{'blocks' if lacks == 'page-sized blocks' else 'device'}"
         words = case.row.expected(key)
         case.expect(key, words if _count(guest, words) else guest.run("dmesg | tail -n 3").stdout)
+        if fs == "ext4" and lacks == "a DAX device":
+            _expect_no_dax_of_journal(guest, case)
         if fs == "xfs":
             file = guest.workload("dax_state", "--path", "/mnt/undaxable/a", "--create", "64K")
             case.expect("dax", file.facts["dax"])
             guest.run("umount /mnt/undaxable")
+
+
+def _expect_no_dax_of_journal(guest: Guest, case: Case) -> None:
+    """Expect that ext4, where DAX can be had, has it or its data in the journal."""
+    path = "/mnt/journal"
+    guest.run(f"mkdir -p {path}")
+    where = ("--type", "ext4", "--device", guest.namespace(NAMESPACE["ext4"]).device)
+    for key, options in (("mount_journal", ""), ("mount_journal_dax", ",dax=always")):
+        words = ("--path", path, "--options", f"data=journal{options}")
+        case.expect(key, guest.workload("try_mount", *where, *words).facts["mount"])
+        guest.run(f"umount {path}", check=False)
+    words_right = case.row.expected("words_ext4_journal")
+    seen = words_right if _count(guest, words_right) else guest.run("dmesg | tail -n 3").stdout
+    case.expect("words_ext4_journal", seen)
 
 
 @every_fs
