@@ -278,6 +278,9 @@ def test_n4_read_only_region(guest: Guest, case: Case) -> None:
     tried = guest.workload("try_mount", *mount, "--options", "dax=always", "--readonly").facts
     case.expect("mount_read_only", tried["mount"])
     case.expect("file", guest.run("cat /mnt/ro/a").stdout.strip(), right="kept")
+    private = guest.workload("dax_state", "--path", "/mnt/ro/a", "--private").facts
+    case.prove("the file is DAX", private["dax"])
+    case.expect("private_store", private["private_store"])
     again = guest.workload("try_mount", "--path", "/mnt/ro", "--remount").facts
     case.expect("remount_writable", again["mount"])
     guest.run("umount /mnt/ro")

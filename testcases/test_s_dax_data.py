@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from harness.guest import Guest
-from harness.guest.filesystem import Mount
+from harness.guest.filesystem import MKFS, Mount
 from harness.verdict.expectation import Case
 from testcases.filesystems import (
     ALIGNED,
     NAMES,
+    NAMESPACE,
     dax_mount,
     reflinking_mount,
     remounted,
@@ -131,6 +134,43 @@ def test_s14_one_page_of_a_huge_entry(guest: Guest, case: Case, operation: str, 
             for key in ("file", "other", "file_after", "other_after"):
                 case.expect(key, facts[key])
             _expect_kept(guest, case, mount)
+
+
+#: xfs is made as small as the copy had better be when it is said that nobody will rely on it.
+_SMALL = {"ext4": MKFS["ext4"], "xfs": ("--unsupported", *MKFS["xfs"])}
+_COPY = "/dev/shm/nvh-copy"
+
+
+def test_s15_partition_holds_what_was_synced(guest: Guest, case: Case) -> None:
+    """A copy of the partition, as a power cut would leave it, has what was synced, and mounts.
+
+    The copy is read past the page cache, and mounted without DAX.
+    """
+    guest.run(
+        "echo 60000 > /proc/sys/fs/xfs/xfssyncd_centisecs; modprobe -q loop; mkdir -p /mnt/copy",
+        check=False,
+    )
+    for fs in NAMES:
+        whole = guest.namespace(NAMESPACE[fs])
+        # A page's border, and none of 2 MiB; 64 MiB.
+        made = guest.run(f"addpart {whole.device} 1 {2048 + 24} {64 << 11}", check=False)
+        if made.status:
+            case.skip(f"no partition: {made.stderr.strip()}", enable="install util-linux")
+        space = dataclasses.replace(whole, device=f"{whole.device}p1", filesystem="")
+        with guest.mounted(space, fs, mkfs=_SMALL[fs]) as mount:
+            case.prove(f"{fs} on a partition is DAX", mount.is_dax, enable="set CONFIG_FS_DAX=y")
+            if fs == "ext4":
+                guest.run(f"mount -o remount,commit=600 {mount.path}")
+            # Last what has to see to its metadata itself: a later sync would do it.
+            for how in ("fsync", "dsync"):
+                guest.workload("persist", "--file", f"{mount.path}/{how}", "--store", how)
+            guest.run(f"dd if={space.device} of={_COPY} bs=1M iflag=direct conv=sparse 2>/dev/null")
+        case.expect("file system", unmounted_state(guest, mount), right="clean")
+        guest.run(f"mount -t {fs} -o loop {_COPY} /mnt/copy")
+        for how in ("fsync", "dsync"):
+            facts = guest.workload("persist", "--file", f"/mnt/copy/{how}").facts
+            case.expect(how, facts["content"])
+        guest.run(f"umount /mnt/copy; rm {_COPY}")
 
 
 def _expect_kept(guest: Guest, case: Case, mount: Mount) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from harness import dax
 from harness.guest import Guest
+from harness.guest.filesystem import unmount_command
 from harness.images import kconfig
 from harness.lab import Lab
 from harness.verdict.expectation import Case
@@ -31,6 +32,9 @@ from testcases.nvdimm_image import Layout, file_digest, layout, read_blocks, str
 
 every_fs = pytest.mark.parametrize("fs", NAMES)
 
+_TRACING = "/sys/kernel/tracing"
+_ACKED = "nvh_acked"
+
 
 @every_fs
 def test_s1_dax_always_covers_files_not_directories(guest: Guest, case: Case, fs: str) -> None:
@@ -50,6 +54,12 @@ def test_s1_dax_always_covers_files_not_directories(guest: Guest, case: Case, fs
     case.expect("new_child", child["dax"])
     for facts in (file, directory, child):
         case.expect("in_mask", facts["dax_in_mask"])
+    where = ("--type", fs, "--device", mount.namespace.device, "--path", mount.path)
+    plain = guest.workload("try_mount", *where, "--options", "dax").facts
+    case.expect("plain_mount", plain["mount"])
+    again = guest.workload("dax_state", "--path", f"{mount.path}/a").facts
+    guest.run(unmount_command(mount.path))
+    case.expect("plain", again["dax"])
 
 
 @every_fs
@@ -86,6 +96,9 @@ def test_s2_dax_inode_follows_the_directory_flag(guest: Guest, case: Case, fs: s
         case.expect("clear_flag", state("d", "--flag", "off")["set_flag"])
         seen["later"] = state("d/later", "--create", "64K")
         seen["kept"] = state("d/a")
+        if fs == "ext4":
+            seen["grandchild"] = state("d/e/a", "--journal", "--donor", f"{mount.path}/d/a")
+            seen["outside"] = state("a", "--journal", "--flag", "on")
         mapped = state("d/a", "--map")
     case.expect("set_flag", seen["directory"]["set_flag"])
     dax = {"child", "grandchild", "kept"}
@@ -94,6 +107,11 @@ def test_s2_dax_inode_follows_the_directory_flag(guest: Guest, case: Case, fs: s
         flagged = dax | {"directory", "subdirectory"}
         case.expect(f"{name} has the flag", facts["flag"], right=name in flagged)
     case.expect("child_map_sync", mapped["sync"])
+    if fs == "ext4":
+        case.expect("journal_of_dax", seen["grandchild"]["journal"])
+        case.expect("move_extent", seen["grandchild"]["move_extent"])
+        case.expect("journal", seen["outside"]["journal"])
+        case.expect("dax_of_journal", seen["outside"]["set_flag"])
 
 
 @every_fs
@@ -210,10 +228,26 @@ def test_s5_no_dax_where_it_cannot_be(guest: Guest, case: Case, fs: str, lacks: 
         key = f"words_{fs}_{'blocks' if lacks == 'page-sized blocks' else 'device'}"
         words = case.row.expected(key)
         case.expect(key, words if _count(guest, words) else guest.run("dmesg | tail -n 3").stdout)
+        if fs == "ext4" and lacks == "a DAX device":
+            _expect_no_dax_of_journal(guest, case)
         if fs == "xfs":
             file = guest.workload("dax_state", "--path", "/mnt/undaxable/a", "--create", "64K")
             case.expect("dax", file.facts["dax"])
             guest.run("umount /mnt/undaxable")
+
+
+def _expect_no_dax_of_journal(guest: Guest, case: Case) -> None:
+    """Expect that ext4, where DAX can be had, has it or its data in the journal."""
+    path = "/mnt/journal"
+    guest.run(f"mkdir -p {path}")
+    where = ("--type", "ext4", "--device", guest.namespace(NAMESPACE["ext4"]).device)
+    for key, options in (("mount_journal", ""), ("mount_journal_dax", ",dax=always")):
+        words = ("--path", path, "--options", f"data=journal{options}")
+        case.expect(key, guest.workload("try_mount", *where, *words).facts["mount"])
+        guest.run(f"umount {path}", check=False)
+    words_right = case.row.expected("words_ext4_journal")
+    seen = words_right if _count(guest, words_right) else guest.run("dmesg | tail -n 3").stdout
+    case.expect("words_ext4_journal", seen)
 
 
 @every_fs
@@ -328,12 +362,35 @@ def test_s9_virtio_pmem_has_dax_without_map_sync(guest: Guest, case: Case, fs: s
     region = guest.namespace("virtio0").region
     device = guest.run(f"readlink -f /sys/bus/nd/devices/{region}").stdout.strip()
     case.prove("the namespace is on virtio-pmem", "/virtio" in device, seen=device)
+    count = f"grep -w {_ACKED} {_TRACING}/kprobe_profile"
+    probe = f"echo 'p:{_ACKED} virtio_pmem_host_ack' >> kprobe_events && "
+    probe = f"cd {_TRACING} && {{ {count} || {probe} echo 1 > events/kprobes/{_ACKED}/enable; }}"
+    probed = guest.run(probe, check=False)
+
+    def flushes(command: str) -> int:
+        """Return how often the host has answered a request to flush."""
+        said = guest.run(f"{count} && {command} && {count}").stdout.splitlines()
+        return int(said[-1].split()[1]) - int(said[0].split()[1])
+
+    device = guest.namespace("virtio0").device
+    raw = f"dd if=/dev/zero of={device} bs=4096 seek=9000 count=1 oflag=direct conv=fsync"
+    acked = {"raw_write_flushed": flushes(f"{raw} 2>/dev/null")} if not probed.status else {}
     with dax_mount(guest, case, fs, nvdimm="virtio0") as mount:
         facts = guest.workload(
             "dax_state", "--path", f"{mount.path}/a", "--create", "64K", "--map"
         ).facts
+        # What has its block, and makes none: the sync has nothing but the data to see to.
+        guest.run(f"sync {mount.path}/a")
+        store = f"xfs_io -c 'mmap -w 0 4k' -c 'mwrite 0 4k' -c fdatasync {mount.path}/a"
+        if acked:
+            acked["store_flushed"] = flushes(store)
     for key in ("dax", "shared", "shared_data", "validate", "validate_data", "sync"):
         case.expect(key, facts[key])
+    if not acked:
+        case.fact("requests to the host", f"not told: {probed.stderr.strip()}")
+    for key, number in acked.items():
+        case.fact(f"{key}, requests", number)
+        case.expect(key, number > 0)
 
 
 @pytest.mark.parametrize("name", ["devdax2m", "devdax1g"])

@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "memory.h"
 #include "nvh.h"
 #include "watch.h"
 
@@ -25,6 +26,17 @@ void check_differs(const char *fmt, ...)
 	va_start(args, fmt);
 	vsnprintf(wrong, WRONG_SIZE, fmt, args);
 	va_end(args);
+}
+
+void check_access(const char *what, char *addr, bool store, int signum, int code)
+{
+	struct memory_fault fault = memory_access(addr, store);
+
+	if (fault.signum != signum)
+		check_differs("%s: %s", what, fault.signum ? sigabbrev_np(fault.signum) : "no signal");
+	else if (signum && (fault.code != code || fault.addr != addr))
+		check_differs("%s: signal with code %d and an address %ld bytes off", what, fault.code,
+			      (long)((const char *)fault.addr - addr));
 }
 
 /* Waits so long at most; true when the child is gone. */

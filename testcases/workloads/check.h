@@ -11,6 +11,9 @@
 /* Why the running check is not OK, also from its children; the first reason counts. */
 void check_differs(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+/* One load or store of a check, and the signal with its code that it must end in; 0 for none. */
+void check_access(const char *what, char *addr, bool store, int signum, int code);
+
 /*
  * Runs a check, at most so many seconds, and tells its fact and step; one that bails out ends the
  * workload.  Returns whether it ended: what another still uses is not to be trusted.

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -207,6 +208,57 @@ static void check(const char *path)
 	nvh_step(true, "content looked at");
 }
 
+/* Fact journal: may the file have its data in the journal, chattr +j. */
+static void journal_data(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC), flags, err = 0;
+
+	if (fd < 0 || ioctl(fd, FS_IOC_GETFLAGS, &flags))
+		nvh_bail("FS_IOC_GETFLAGS of %s: %s", path, nvh_errname(errno));
+	flags |= FS_JOURNAL_DATA_FL;
+	if (ioctl(fd, FS_IOC_SETFLAGS, &flags))
+		err = errno;
+	close(fd);
+	nvh_fact_errno("journal", err);
+	nvh_step(true, "data in the journal tried");
+}
+
+/* Fact move_extent: may the first block change places with the donor's, as e4defrag has it done. */
+static void move_extent(const char *path, const char *donor)
+{
+	struct {
+		uint32_t reserved, donor_fd;
+		uint64_t orig_start, donor_start, len, moved_len;
+	} move = {.len = 1};
+	int fd = open(path, O_RDWR | O_CLOEXEC), other = open(donor, O_RDWR | O_CLOEXEC), err = 0;
+
+	if (fd < 0 || other < 0)
+		nvh_bail("%s, %s: %s", path, donor, nvh_errname(errno));
+	move.donor_fd = (uint32_t)other;
+	if (ioctl(fd, _IOWR('f', 15, move), &move)) /* EXT4_IOC_MOVE_EXT */
+		err = errno;
+	close(other);
+	close(fd);
+	nvh_fact_errno("move_extent", err);
+	nvh_step(true, "online defrag tried");
+}
+
+/* Fact private_store: a store into a private mapping is a page of the process's own; "OK" or the signal. */
+static void store_privately(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	char *addr = fd < 0 ? MAP_FAILED : mmap(NULL, memory_page(), PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	struct memory_fault fault;
+
+	if (addr == MAP_FAILED)
+		nvh_bail("%s: %s", path, nvh_errname(errno));
+	fault = memory_access(addr, true); /* not read before, which would leave the file system out of it */
+	nvh_fact_str("private_store", fault.signum ? sigabbrev_np(fault.signum) : "OK");
+	munmap(addr, memory_page());
+	close(fd);
+	nvh_step(true, "stored into a private mapping");
+}
+
 static bool is_dax_by_fd(int fd)
 {
 	struct statx info;
@@ -261,16 +313,19 @@ static void create(const char *path, unsigned long long size)
 
 int main(int argc, char **argv)
 {
-	const char *path = NULL, *size = NULL, *flag = NULL, *offset = "0";
-	bool map = false, fault = false, misaligned = false, filled = false, checked = false, held = false;
+	const char *path = NULL, *size = NULL, *flag = NULL, *donor = NULL, *offset = "0";
+	bool map = false, journal = false, private = false, fault = false, misaligned = false, filled = false, checked = false, held = false;
 	const struct nvh_option options[] = {
 		{"path", &path, NULL, "the file or directory"},
 		{"create", &size, NULL, "first make it a file of this size"},
 		{"fill", NULL, &filled, "then write a pattern to it, unsynced"},
+		{"journal", NULL, &journal, "then have its data in the journal (ext4)"},
 		{"flag", &flag, NULL, "then set FS_XFLAG_DAX: on, off"},
 		{"held", NULL, &held, "--flag: keep the file open meanwhile, and open it once more"},
 		{"check", NULL, &checked, "then look whether --fill's pattern is there"},
+		{"donor", &donor, NULL, "then move an extent of this file to it (ext4)"},
 		{"map", NULL, &map, "then try MAP_SHARED, MAP_SHARED_VALIDATE and MAP_SYNC on its first page"},
+		{"private", NULL, &private, "then store into a private mapping of its first page"},
 		{"fault", NULL, &fault, "then map 2 MiB of it, 2 MiB aligned in memory, and count the faults"},
 		{"offset", &offset, NULL, "where in the file --fault maps (default 0)"},
 		{"misaligned", NULL, &misaligned, "--fault: one page off in memory"},
@@ -289,6 +344,8 @@ int main(int argc, char **argv)
 		create(path, nvh_size("create", size));
 	if (filled)
 		fill(path);
+	if (journal)
+		journal_data(path);
 	if (on >= 0 && held)
 		change_while_held(path, on);
 	else if (on >= 0)
@@ -296,8 +353,12 @@ int main(int argc, char **argv)
 	report_state(path);
 	if (checked)
 		check(path);
+	if (donor)
+		move_extent(path, donor);
 	if (map)
 		try_mappings(path);
+	if (private)
+		store_privately(path);
 	if (fault)
 		count_faults(path, (off_t)nvh_size("offset", offset), misaligned);
 	return nvh_end();
