@@ -89,45 +89,61 @@ def test_s5_reflinked_files_copy_on_write(guest: Guest, case: Case, copied: str)
     with reflinking_mount(guest, case) as mount:
         directory = f"{mount.path}/d"
         guest.run(f"mkdir {directory} && xfs_io -c 'cowextsize {copied.lower()}' {directory}")
-        facts = guest.workload("reflink", "--directory", directory).facts
+        options = ("--directory", directory, "--device", mount.namespace.device)
+        facts = guest.workload("reflink", *options).facts
         case.prove("the file is DAX", facts["dax"])
         for key in ("clone", "clone_dax", "shared_pages"):
             case.expect(key, facts[key])
-        for key in (
-            "cloned", "stored_to_clone", "stored_to_original", "written_to_clone",
-            "written_to_original",
-        ):  # fmt: skip
-            case.expect(f"{key}: the file", facts[f"{key}_changed"], right="OK")
-            case.expect(f"{key}: the other file", facts[f"{key}_other"], right="OK")
-        for key in ("rest_of_a_page", "after_punch"):
-            case.expect(key, facts[key])
-        _expect_kept(guest, case, mount)
+        case.prove("a page was punched", facts["hole"])
+        case.prove("its new block had data", facts["hole_gets_the_old_block"])
+        with case.gathered():
+            for key in (
+                "cloned", "stored_to_clone", "stored_to_original", "written_to_clone",
+                "written_to_original", "punched", "mapped", "written_in_the_middle",
+                "zeroed_in_the_middle", "written_into_a_hole", "unshared",
+            ):  # fmt: skip
+                case.expect(f"{key}: the file", facts[f"{key}_changed"], right="OK")
+                case.expect(f"{key}: the other file", facts[f"{key}_other"], right="OK")
+            for key in (
+                "rest_of_a_page", "zero_range", "unshare_pages", "unshare_part",
+                "shared_by_and_by", "punch", "punch_a_page",
+            ):  # fmt: skip
+                case.expect(key, facts[key])
+            _expect_kept(guest, case, mount)
 
 
 @pytest.mark.parametrize(
-    ("operation", "fs"),
+    ("operation", "fs", "size"),
     [
-        *((operation, fs) for operation in ("none", "punch", "truncate") for fs in NAMES),
-        ("clone", "xfs"),
-        ("dedupe", "xfs"),
+        *((operation, fs, "2M") for operation in ("none", "punch", "truncate") for fs in NAMES),
+        ("collapse", "ext4", "2M"),
+        ("collapse", "xfs", "2M"),  # xfs has one way to prepare both, xfs_prepare_shift()
+        ("insert", "ext4", "2M"),
+        *((operation, "xfs", size) for operation in ("clone", "dedupe") for size in ("2M", "4K")),
     ],
 )
-def test_s14_one_page_of_a_huge_entry(guest: Guest, case: Case, operation: str, fs: str) -> None:
+def test_s14_one_page_among_unsynced_stores(
+    guest: Guest, case: Case, operation: str, fs: str, size: str
+) -> None:
     """What happens to one page of 2 MiB loses no other's store: neither here nor for the sync."""
     mounted = reflinking_mount(guest, case) if fs == "xfs" else None
     with mounted or dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
         directory = f"{mount.path}/d"
         hint = f"xfs_io -c 'extsize 2m' {directory}" if fs == "xfs" else "true"
         guest.run(f"mkdir {directory} && {hint}")
-        options = ("--directory", directory, "--operation", operation)
+        small = ("--small",) if size == "4K" else ()
+        options = ("--directory", directory, "--operation", operation, *small)
         facts = guest.workload("partial", *options).facts
         case.prove("the file is DAX", facts["dax"])
         if "trace_missing" in facts:
             case.skip(f"no tracepoints: {facts['trace_missing']}", enable="set CONFIG_FTRACE=y")
-        case.prove("the stores made huge entries", facts["huge"] == 2, seen=facts["huge"])
+        seen = {"4K": facts["small"], "2M": facts["huge"]}
+        entries = f"the stores made entries of {size}"
+        case.prove(entries, seen == {"4K": 0, "2M": 0, size: 2}, seen=seen)
         case.expect("operation", facts["operation"])
         if operation == "dedupe":
-            case.expect("dedupe_different", facts["dedupe_different"])
+            for key in ("dedupe_different", "dedupe_onto_a_hole", "dedupe_a_hole"):
+                case.expect(key, facts[key])
         with case.gathered():
             for key in ("unsynced_before", "unsynced_after"):
                 case.expect(key, facts[key])

@@ -1,5 +1,5 @@
 /*
- * Changes or shares one page of a huge DAX entry while others of the file hold stores that nobody has
+ * Changes, moves or shares one page of a DAX file while others of the file hold stores that nobody has
  * synced, and reports which stores no sync has written back, and whether each file holds what it must.
  */
 #include <errno.h>
@@ -24,60 +24,58 @@
 #define LISTED (2 * PAGES) /* a kernel may write back what was only read, page by page */
 #define CHANGED 7 /* the page that the operation is for */
 
-/* Whose data a page holds: 0 is none, for a hole. */
-enum { SEED_HOLE, SEED_FIRST, SEED_BEFORE, SEED_AFTER, SEED_OTHER };
+/* Whose data a page holds. */
+enum { SEED_FIRST = 1, SEED_BEFORE, SEED_AFTER, SEED_OTHER };
 
-enum operation { OP_NONE, OP_PUNCH, OP_TRUNCATE, OP_CLONE, OP_DEDUPE };
-static const char *const operations[] = {"none", "punch", "truncate", "clone", "dedupe", NULL};
+enum operation { OP_NONE, OP_PUNCH, OP_TRUNCATE, OP_COLLAPSE, OP_INSERT, OP_CLONE, OP_DEDUPE };
+static const char *const operations[] = {
+	"none", "punch", "truncate", "collapse", "insert", "clone", "dedupe", NULL,
+};
 
 struct file {
 	int fd;
-	char *view; /* a mapping of all of it, as huge as it can be */
+	char *view; /* a mapping of all of it, with room for one more page */
+	char *model; /* what it has to hold, with room for one more page */
 	size_t pages;
-	uint64_t page[PAGES]; /* the model: the pattern that each page holds */
 };
 
 static struct file file, other;
 
-static void make(struct file *made, const char *directory, const char *name, uint64_t seed)
+static void make(struct file *made, const char *directory, const char *name, uint64_t seed, size_t skew)
 {
-	char path[4096], *data = malloc(SIZE);
+	char path[4096], *data = malloc(SIZE + 4096);
 
 	snprintf(path, sizeof(path), "%s/%s", directory, name);
 	made->fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (made->fd < 0 || !data)
 		nvh_bail("%s: %s", path, nvh_errname(errno));
+	made->model = data;
 	made->pages = PAGES;
-	for (size_t i = 0; i < PAGES; i++)
-		made->page[i] = seed;
 	memory_fill(data, SIZE, seed);
 	/* Equal in one page, for the deduplication. */
 	memory_fill_at(data + CHANGED * 4096, 4096, SEED_FIRST, CHANGED * 4096);
-	made->page[CHANGED] = SEED_FIRST;
 	if (pwrite(made->fd, data, SIZE, 0) != (ssize_t)SIZE || fsync(made->fd))
 		nvh_bail("%s cannot be written: %s", path, nvh_errname(errno));
-	free(data);
-	made->view = memory_map_aligned(made->fd, SIZE, 0, PROT_READ | PROT_WRITE, MAP_SHARED, 0);
-}
-
-static bool holds(const char *page, uint64_t seed, size_t at)
-{
-	static const char zeros[4096];
-
-	return seed == SEED_HOLE ? !memcmp(page, zeros, 4096) : memory_check_at(page, 4096, seed, at) == 4096;
+	made->view = memory_map_aligned(made->fd, SIZE + 4096, 0, PROT_READ | PROT_WRITE, MAP_SHARED, skew);
 }
 
 /* Every page by the mapping and by read(): "OK" or the first that is wrong. */
 static void report_content(const char *key, const struct file *seen)
 {
-	char words[80], buffer[4096];
+	static char data[SIZE + 4096];
+	ssize_t size = (ssize_t)(seen->pages * 4096);
+	char words[80];
 
+	if (pread(seen->fd, data, sizeof(data), 0) != size) {
+		nvh_fact_str(key, "its size is wrong");
+		return;
+	}
 	for (size_t i = 0; i < seen->pages; i++) {
 		size_t at = i * 4096;
 
-		if (!holds(seen->view + at, seen->page[i], at))
+		if (memcmp(seen->view + at, seen->model + at, 4096))
 			snprintf(words, sizeof(words), "page %zu differs, mapped", i);
-		else if (pread(seen->fd, buffer, 4096, (off_t)at) != 4096 || !holds(buffer, seen->page[i], at))
+		else if (memcmp(data + at, seen->model + at, 4096))
 			snprintf(words, sizeof(words), "page %zu differs, read", i);
 		else
 			continue;
@@ -90,8 +88,10 @@ static void report_content(const char *key, const struct file *seen)
 static void store(const size_t *pages, size_t count, uint64_t seed)
 {
 	for (size_t i = 0; i < count; i++) {
-		memory_fill_at(file.view + pages[i] * 4096, 4096, seed, pages[i] * 4096);
-		file.page[pages[i]] = seed;
+		size_t at = pages[i] * 4096;
+
+		memory_fill_at(file.model + at, 4096, seed, at);
+		memcpy(file.view + at, file.model + at, 4096);
 	}
 }
 
@@ -117,21 +117,41 @@ static void report_unsynced(const char *key, const size_t *pages, size_t count)
 }
 
 /* EBADE where the two are not the same. */
-static int dedupe(size_t page)
+static int dedupe(const struct file *from, const struct file *to, size_t page)
 {
 	struct {
 		struct file_dedupe_range range;
 		struct file_dedupe_range_info info;
 	} ask = {
 		.range = {.src_offset = page * 4096, .src_length = 4096, .dest_count = 1},
-		.info = {.dest_fd = other.fd, .dest_offset = page * 4096},
+		.info = {.dest_fd = to->fd, .dest_offset = page * 4096},
 	};
 
-	if (ioctl(file.fd, FIDEDUPERANGE, &ask))
+	if (ioctl(from->fd, FIDEDUPERANGE, &ask))
 		return errno;
 	if (ask.info.status < 0)
 		return -ask.info.status;
 	return ask.info.status == FILE_DEDUPE_RANGE_SAME && ask.info.bytes_deduped == 4096 ? 0 : EBADE;
+}
+
+static void refuse_to_dedupe(const char *key, const struct file *from, const struct file *to, size_t page)
+{
+	int err = dedupe(from, to, page);
+
+	nvh_fact_str(key, err == EBADE ? "differs" : nvh_errname(err));
+}
+
+/* What is not the same: other data; a hole and data, whichever of the two is given up for the other. */
+static void dedupe_what_differs(void)
+{
+	size_t page = CHANGED + 2;
+
+	refuse_to_dedupe("dedupe_different", &file, &other, CHANGED + 1);
+	if (fallocate(other.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)page * 4096, 4096))
+		nvh_bail("punch: %s", nvh_errname(errno));
+	memset(other.model + page * 4096, 0, 4096);
+	refuse_to_dedupe("dedupe_onto_a_hole", &file, &other, page);
+	refuse_to_dedupe("dedupe_a_hole", &other, &file, page);
 }
 
 static int operate(enum operation operation)
@@ -143,17 +163,29 @@ static int operate(enum operation operation)
 		.dest_offset = CHANGED * 4096,
 	};
 
+	char *page = file.model + CHANGED * 4096;
+	size_t behind = (PAGES - CHANGED) * 4096; /* that page and what follows */
+
 	switch (operation) {
 	case OP_PUNCH:
-		file.page[CHANGED] = SEED_HOLE;
+		memset(page, 0, 4096);
 		return fallocate(file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, CHANGED * 4096, 4096) ? errno : 0;
 	case OP_TRUNCATE:
 		file.pages--;
 		return ftruncate(file.fd, SIZE - 4096) ? errno : 0;
+	case OP_COLLAPSE:
+		file.pages--;
+		memmove(page, page + 4096, behind - 4096);
+		return fallocate(file.fd, FALLOC_FL_COLLAPSE_RANGE, CHANGED * 4096, 4096) ? errno : 0;
+	case OP_INSERT:
+		file.pages++;
+		memmove(page + 4096, page, behind);
+		memset(page, 0, 4096);
+		return fallocate(file.fd, FALLOC_FL_INSERT_RANGE, CHANGED * 4096, 4096) ? errno : 0;
 	case OP_CLONE:
 		return ioctl(other.fd, FICLONERANGE, &range) ? errno : 0;
 	case OP_DEDUPE:
-		return dedupe(CHANGED);
+		return dedupe(&file, &other, CHANGED);
 	case OP_NONE:
 		break;
 	}
@@ -164,32 +196,34 @@ int main(int argc, char **argv)
 {
 	static const size_t before[] = {3, 600}, after[] = {CHANGED, 3, 100, 601};
 	const char *directory = NULL, *operation = NULL;
+	bool small = false;
 	const struct nvh_option options[] = {
 		{"directory", &directory, NULL, "where the files are made"},
-		{"operation", &operation, NULL, "none, punch, truncate, clone or dedupe"},
+		{"operation", &operation, NULL, "none, punch, truncate, collapse, insert, clone or dedupe"},
+		{"small", NULL, &small, "with entries of 4 KiB, not of 2 MiB"},
 		{NULL, NULL, NULL, NULL},
 	};
 	enum operation chosen;
 	int err;
 
-	nvh_options(argc, argv, "Change or share one page of a huge DAX entry with unsynced stores beside it.", options);
+	nvh_options(argc, argv, "Change, move or share one page of a DAX file with unsynced stores beside it.", options);
 	if (!directory || !operation)
 		nvh_usage("--directory PATH and --operation NAME are needed");
 	chosen = (enum operation)nvh_choice("operation", operation, operations);
 	nvh_begin("partial");
-	make(&file, directory, "file", SEED_FIRST);
-	make(&other, directory, "other", SEED_OTHER);
+	/* At an address that is not aligned like the file no page of 2 MiB can be mapped. */
+	make(&file, directory, "file", SEED_FIRST, small ? 4096 : 0);
+	make(&other, directory, "other", SEED_OTHER, small ? 4096 : 0);
 	nvh_fact_bool("dax", memory_is_dax(file.fd) == 1);
-	if (chosen == OP_DEDUPE) {
-		err = dedupe(CHANGED + 1);
-		nvh_fact_str("dedupe_different", err == EBADE ? "differs" : nvh_errname(err));
-	}
+	if (chosen == OP_DEDUPE)
+		dedupe_what_differs();
 	if (!trace_start()) {
 		nvh_skip("no tracepoints of fs/dax.c");
 		return nvh_end();
 	}
 	store(before, 2, SEED_BEFORE);
 	nvh_fact_int("huge", (long long)trace_count("dax_pmd_fault_done", " NOPAGE"));
+	nvh_fact_int("small", (long long)trace_count("dax_pte_fault_done", NULL));
 	err = operate(chosen);
 	nvh_fact_errno("operation", err);
 	if (fsync(file.fd))
