@@ -103,6 +103,11 @@ def test_n1_labels_tell_the_namespaces(guest: Guest, case: Case) -> None:
     # The next one's size, as the kernel takes it: whole units, and no more than there is.
     seed = guest.run(f"cat /sys/bus/nd/devices/{region}/namespace_seed").stdout.strip()
     folder = f"/sys/bus/nd/devices/{seed}"
+    # A uuid is one namespace's only, on the whole bus.
+    for owner in (made[0].dev, guest.namespace("fsdax0").dev):
+        taken_by = guest.run(f"cat /sys/bus/nd/devices/{owner}/uuid").stdout.strip()
+        done = guest.run(f"/bin/echo {taken_by} > {folder}/uuid", check=False)
+        case.expect("uuid_twice", namespaces.refused(done))
     guest.run(f"/bin/echo 6b9a7a8e-8f0e-4b7e-9d3c-0d4b3f1f2a11 > {folder}/uuid")
     for what, size in (("part", 16 * MIB + 4096), ("too_large", empty), ("whole", 16 * MIB)):
         done = guest.run(f"/bin/echo {size} > {folder}/size; cat {folder}/size", check=False)
