@@ -43,10 +43,16 @@ def test_n1_life_of_a_namespace(
     options = ["-m", mode, *(("-a", align, "-M", where) if align else ())]
     # A part of the region, so that something is left; with 1 GiB pages all of it is needed.
     size = empty.size if align == "1G" else 64 * MIB
-    made = namespaces.create(guest, old.region, *options, "-s", str(size))
+    # Eight to a page, so that what is written and read of a page is in several sectors.
+    sectors = ("-l", "512") if mode == "sector" else ()
+    made = namespaces.create(guest, old.region, *options, *sectors, "-s", str(size))
     case.fact("namespace", made)
     case.expect("mode", made.mode, right=mode)
     case.expect("align", made.align, right=_BYTES.get(align, made.align))
+    if sectors:
+        queue = f"/sys/block/{made.device.removeprefix('/dev/')}/queue"
+        sector = guest.run(f"cat {queue}/logical_block_size").stdout.strip()
+        case.expect("bytes of a sector", sector, right="512")
     taken = namespaces.room(guest, old.region)
     case.expect("bytes of the namespace", made.raw, right=size)
     case.expect("bytes free beside it", taken.available, right=empty.size - size)
