@@ -105,8 +105,9 @@ def _mapped(guest: Guest, device: str) -> str:
 
 
 def refused(done: Result) -> str:
-    """Return EBUSY where ndctl says that it was refused for that reason, else its words."""
+    """Return EBUSY or EINVAL where that is why a command was refused, else its words."""
     words = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
-    if done.status != 0 and any("Device or resource busy" in line for line in words):
-        return "EBUSY"
+    for said, name in (("Device or resource busy", "EBUSY"), ("Invalid argument", "EINVAL")):
+        if done.status != 0 and any(said in line for line in words):
+            return name
     return f"status {done.status}: {words[-1]}"

@@ -43,10 +43,16 @@ def test_n1_life_of_a_namespace(
     options = ["-m", mode, *(("-a", align, "-M", where) if align else ())]
     # A part of the region, so that something is left; with 1 GiB pages all of it is needed.
     size = empty.size if align == "1G" else 64 * MIB
-    made = namespaces.create(guest, old.region, *options, "-s", str(size))
+    # Eight to a page, so that what is written and read of a page is in several sectors.
+    sectors = ("-l", "512") if mode == "sector" else ()
+    made = namespaces.create(guest, old.region, *options, *sectors, "-s", str(size))
     case.fact("namespace", made)
     case.expect("mode", made.mode, right=mode)
     case.expect("align", made.align, right=_BYTES.get(align, made.align))
+    if sectors:
+        queue = f"/sys/block/{made.device.removeprefix('/dev/')}/queue"
+        sector = guest.run(f"cat {queue}/logical_block_size").stdout.strip()
+        case.expect("bytes of a sector", sector, right="512")
     taken = namespaces.room(guest, old.region)
     case.expect("bytes of the namespace", made.raw, right=size)
     case.expect("bytes free beside it", taken.available, right=empty.size - size)
@@ -103,6 +109,11 @@ def test_n1_labels_tell_the_namespaces(guest: Guest, case: Case) -> None:
     # The next one's size, as the kernel takes it: whole units, and no more than there is.
     seed = guest.run(f"cat /sys/bus/nd/devices/{region}/namespace_seed").stdout.strip()
     folder = f"/sys/bus/nd/devices/{seed}"
+    # A uuid is one namespace's only, on the whole bus.
+    for owner in (made[0].dev, guest.namespace("fsdax0").dev):
+        taken_by = guest.run(f"cat /sys/bus/nd/devices/{owner}/uuid").stdout.strip()
+        done = guest.run(f"/bin/echo {taken_by} > {folder}/uuid", check=False)
+        case.expect("uuid_twice", namespaces.refused(done))
     guest.run(f"/bin/echo 6b9a7a8e-8f0e-4b7e-9d3c-0d4b3f1f2a11 > {folder}/uuid")
     for what, size in (("part", 16 * MIB + 4096), ("too_large", empty), ("whole", 16 * MIB)):
         done = guest.run(f"/bin/echo {size} > {folder}/size; cat {folder}/size", check=False)
