@@ -78,6 +78,11 @@ def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) 
             if flushed >= 0:
                 whole = 4096 * sum(count for _, count in right)
                 case.expect(f"{what}: bytes flushed", flushed, right=whole)
+        if facts["uncached"] < 0:
+            case.fact("write: past the caches", f"not told, no kprobe: {facts['probe_missing']}")
+        else:
+            past = f"write: {facts['uncached']} bytes past the caches"
+            case.expect("written_uncached", facts["uncached"] >= 4096 or past)
 
 
 @pytest.mark.parametrize("copied", ["128K", "2M"])

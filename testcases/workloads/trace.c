@@ -11,34 +11,53 @@
 #include "nvh.h"
 #include "tracefs.h"
 
-/* dax_flush() calls it with address and length unless the device says that it has no write cache. */
-#define FLUSH "arch_wb_cache_pmem"
+enum { FLUSH, UNCACHED, PROBES };
+
+/* Their second argument is the number of bytes. */
+static const struct {
+	const char *name, *function;
+} functions[PROBES] = {
+	/* dax_flush() calls it unless the device says that it has no write cache. */
+	[FLUSH] = {"flush", "arch_wb_cache_pmem"},
+	/* dax_copy_from_iter() calls it for a device that is to be written past the caches (DAXDEV_NOCACHE). */
+	[UNCACHED] = {"uncached", "_copy_from_iter_flushcache"},
+};
 
 static struct {
 	const char *tracefs;
-	char instance[96], probe[64];
-	bool probed;
+	char instance[96], probe[PROBES][64];
+	bool probed[PROBES];
 	pid_t owner;
 	char *text; /* what was read of the trace last */
 } trace;
 
-static bool missing(const char *what, int err)
+static bool lacks(const char *key, const char *what, int err)
 {
 	char reason[160];
 
 	snprintf(reason, sizeof(reason), "%s: %s", what, nvh_errname(err));
-	nvh_fact_str("trace_missing", reason);
+	nvh_fact_str(key, reason);
 	return false;
 }
 
-static void probe_flushes(void)
+static bool missing(const char *what, int err)
 {
-	char command[160];
+	return lacks("trace_missing", what, err);
+}
 
-	snprintf(trace.probe, sizeof(trace.probe), "nvh/flush_%d", (int)getpid());
-	snprintf(command, sizeof(command), "p:%s " FLUSH " size=%%si:u64\n", trace.probe);
-	trace.probed = !tracefs_put(command, O_APPEND, "%s/kprobe_events", trace.tracefs) &&
-		       !tracefs_put("1", 0, "%s/events/%s/enable", trace.instance, trace.probe);
+static void put_probe(int which)
+{
+	char command[160], *name = trace.probe[which];
+	int err;
+
+	snprintf(name, sizeof(trace.probe[which]), "nvh/%s_%d", functions[which].name, (int)getpid());
+	snprintf(command, sizeof(command), "p:%s %s size=%%si:u64\n", name, functions[which].function);
+	err = tracefs_put(command, O_APPEND, "%s/kprobe_events", trace.tracefs);
+	if (!err)
+		err = tracefs_put("1", 0, "%s/events/%s/enable", trace.instance, name);
+	trace.probed[which] = !err;
+	if (err)
+		lacks("probe_missing", functions[which].function, err);
 }
 
 bool trace_start(void)
@@ -61,7 +80,8 @@ bool trace_start(void)
 	err = tracefs_put("1", 0, "%s/events/fs_dax/enable", trace.instance);
 	if (err)
 		return missing("events/fs_dax", err);
-	probe_flushes();
+	for (int i = 0; i < PROBES; i++)
+		put_probe(i);
 	trace_clear();
 	return true;
 }
@@ -170,16 +190,24 @@ static void add_size(const char *words, void *arg)
 		*(long long *)arg += atoll(at + strlen("size="));
 }
 
-long long trace_flushed(void)
+static long long sizes(int which)
 {
 	long long bytes = 0;
-	char event[32];
 
-	if (!trace.probed)
+	if (!trace.probed[which])
 		return -1;
-	snprintf(event, sizeof(event), "flush_%d", (int)trace.owner);
-	each(event, add_size, &bytes);
+	each(strchr(trace.probe[which], '/') + 1, add_size, &bytes);
 	return bytes;
+}
+
+long long trace_flushed(void)
+{
+	return sizes(FLUSH);
+}
+
+long long trace_uncached(void)
+{
+	return sizes(UNCACHED);
 }
 
 void trace_stop(void)
@@ -190,7 +218,9 @@ void trace_stop(void)
 		return;
 	trace.owner = 0;
 	rmdir(trace.instance); /* switches its events off */
-	snprintf(command, sizeof(command), "-:%s\n", trace.probe);
-	if (trace.probed)
-		tracefs_put(command, O_APPEND, "%s/kprobe_events", trace.tracefs);
+	for (int i = 0; i < PROBES; i++) {
+		snprintf(command, sizeof(command), "-:%s\n", trace.probe[i]);
+		if (trace.probed[i])
+			tracefs_put(command, O_APPEND, "%s/kprobe_events", trace.tracefs);
+	}
 }

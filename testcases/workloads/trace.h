@@ -1,5 +1,5 @@
 /*
- * What the kernel's tracepoints and one probe say of DAX while something is done: evidence that a page
+ * What the kernel's tracepoints and two probes say of DAX while something is done: evidence that a page
  * size, a fallback or a flush is real.
  */
 #ifndef TRACE_H
@@ -10,7 +10,8 @@
 
 /*
  * Starts recording the events of fs/dax.c (include/trace/events/fs_dax.h) of this process.  False
- * where the kernel has none, with the reason in the fact "trace_missing".
+ * where the kernel has none, with the reason in the fact "trace_missing"; "probe_missing" has what cannot
+ * be probed.
  */
 bool trace_start(void);
 
@@ -25,6 +26,9 @@ size_t trace_written_back(long long *pages, size_t room);
 
 /* The bytes that the processor's caches were flushed for, -1 where they cannot be probed. */
 long long trace_flushed(void);
+
+/* The bytes that write() copied past the processor's caches, -1 where they cannot be probed. */
+long long trace_uncached(void);
 
 /* Ends it; done at exit() as well. */
 void trace_stop(void);
