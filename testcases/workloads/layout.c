@@ -61,13 +61,10 @@ static double seconds_option(const char *name, const char *text, double otherwis
 	return value;
 }
 
-static int pages_option(const char *name, const char *text, int otherwise, int most)
+/* A number of pages or the number of a page. */
+static int pages_option(const char *name, const char *text, int otherwise, int least, int most)
 {
-	unsigned long long value = text ? nvh_size(name, text) : (unsigned long long)otherwise;
-
-	if (value > (unsigned long long)most)
-		nvh_usage("--%s %s: at most %d pages here", name, text ? text : "(default)", most);
-	return (int)value;
+	return text ? nvh_number(name, text, least, most) : otherwise;
 }
 
 /* "3,9" or "0-63". */
@@ -80,11 +77,9 @@ static void parse_pin_pages(const char *text)
 	strcpy(copy, text);
 	while ((one = strsep(&rest, ","))) {
 		const char *from = strsep(&one, "-");
-		int page = pages_option("pin-page", from, 0, run.pages - 1);
-		int last = one ? pages_option("pin-page", one, 0, run.pages - 1) : page;
+		int page = nvh_number("pin-page", from, 0, run.pages - 1);
+		int last = pages_option("pin-page", one, page, page, run.pages - 1);
 
-		if (last < page)
-			nvh_usage("--pin-page %s: from the lower page to the higher", text);
 		for (; page <= last; page++) {
 			if (run.pin_count == MAX_PINS)
 				nvh_usage("--pin-page: at most %d pages", MAX_PINS);
@@ -423,9 +418,7 @@ static void parse(int argc, char **argv)
 	if (!run.path)
 		nvh_usage("--file PATH is needed");
 	run.op.kind = (enum fileop_kind)nvh_choice("op", op, fileop_kinds);
-	run.pages = pages_option("pages", pages, 16, run.op.kind == OP_INSERT ? MODEL_MAX / 2 : MODEL_MAX);
-	if (run.pages < 2)
-		nvh_usage("--pages: 2 at least");
+	run.pages = pages_option("pages", pages, 16, 2, run.op.kind == OP_INSERT ? MODEL_MAX / 2 : MODEL_MAX);
 	run.kind = (enum pin_kind)nvh_choice("pin", pin, pin_kinds);
 	run.op.path = run.path;
 	if (run.op.kind == OP_UMOUNT)
@@ -436,9 +429,9 @@ static void parse(int argc, char **argv)
 		run.pin_count = 0;
 	elsewhere = run.op.kind == OP_READ || run.op.kind == OP_WRITE;
 	half = run.op.kind == OP_COLLAPSE || run.op.kind == OP_INSERT;
-	run.op.at = pages_option("op-page", at, elsewhere ? run.pages - 1 : 0, run.pages);
+	run.op.at = pages_option("op-page", at, elsewhere ? run.pages - 1 : 0, 0, run.pages);
 	run.op.count = pages_option("op-pages", count, half ? run.pages / 2 : run.pages - run.op.at,
-				    run.pages - run.op.at);
+				    0, run.pages - run.op.at);
 	run.observe = seconds_option("observe", observe, 3);
 	run.between = seconds_option("between", between, run.observe);
 	run.end_deadline = seconds_option("end-deadline", end_deadline, 20);
