@@ -26,7 +26,6 @@ SOURCE = "debian-source:6.12"
 #: The kernel without a patch, among the results.
 UNPATCHED = "unpatched"
 
-
 #: What of a checkout decides what is seen of a kernel; the mutants themselves do not.
 _PARTS = (
     "harness",

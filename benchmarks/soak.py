@@ -20,13 +20,7 @@ from benchmarks.content import content
 from benchmarks.crosstalk import checksum
 from benchmarks.figures import Figure, lines
 from harness import logged, paths, ui
-from harness.errors import (
-    EXIT_FAILED,
-    EXIT_OK,
-    EXIT_UNTESTABLE,
-    HarnessError,
-    UsageError,
-)
+from harness.errors import EXIT_FAILED, EXIT_OK, EXIT_UNTESTABLE, HarnessError, UsageError
 from harness.images.store import hash_of
 from harness.lab import Lab, Options
 from harness.report.results import reading, write_json
@@ -110,6 +104,7 @@ def _soak(args: argparse.Namespace) -> int:
     words += ["--kernel", args.kernel] if args.kernel else []
     words += ["-k", args.k] if args.k else []
     seen = loop.verdicts()
+    flaky = differing(seen)
     while len(loop.runs) < args.runs:
         loop.check(digest())
         status, seconds, results = nvh_test(loop.folder, *words)
@@ -122,7 +117,6 @@ def _soak(args: argparse.Namespace) -> int:
         loop.save(flaky)  # after each run: whoever stops the loop keeps what it has shown
         said = f"{counted(seen[-1])}; {len(flaky)} differ"
         print(f"run {len(loop.runs)}: {seconds:.0f} s, {said}", flush=True)
-    flaky = differing(seen)
     for name, told in flaky.items():
         print(f"{name}: {'; '.join(f'{word} in {ranges(at)}' for word, at in told.items())}")
     written = checksum(template) != before
