@@ -27,6 +27,10 @@ from harness.spec import Machine, load_machine, machine_file
 
 log = logging.getLogger(__name__)
 
+#: For so many clones a template is made anew rather than workloads copied into each: under TCG a
+#: copy costs half a second of processor time, the template some ten.
+_MANY_CLONES = 30
+
 
 @dataclass(frozen=True)
 class Options:
@@ -166,8 +170,13 @@ class Lab:
             append=append,
         )
 
-    def template(self, recipe: Recipe) -> Template:
-        """Return the template of a recipe, made if it is not there."""
+    def template(self, recipe: Recipe, *, clones: int = 1) -> Template:
+        """Return the template of a recipe, made if it is not there.
+
+        For many ``clones`` it is made anew when a workload in it is of another build.
+        """
+        if clones >= _MANY_CLONES and template.renew(recipe, self.store):
+            self.say("the template has workloads of another build")
         # Whoever started this process has verified the template of the run's own machine alone.
         trusted = self.options.trusted and recipe == self.recipe()
         return template.get(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import threading
@@ -20,7 +21,7 @@ from harness.guest.boot import Recipe
 from harness.guest.clone import cloned, prove
 from harness.guest.ssh import CommandTimeout
 from harness.guest.template import Template
-from harness.images.store import Store, file_hash
+from harness.images.store import Store, file_hash, in_use
 from harness.lab import Lab, Options
 from harness.observe import Observer
 from harness.pool import GuestPool, Wish
@@ -153,6 +154,33 @@ def test_a_damaged_template_is_made_again(
     assert started(again, tmp_path / "clone").facts["how"] == "clone"
     assert store.gc(0, kind=templates.KIND) == []  # it is in use here
     assert again.path.is_dir()
+
+
+def test_workloads_of_another_build_make_a_template_anew(
+    template: Template, recipe: Recipe, tmp_path: Path
+) -> None:
+    workloads = tmp_path / "workloads"
+    workloads.mkdir()
+    (workloads / "one").write_text("#!/bin/sh\n")
+    (workloads / "one").chmod(0o755)
+    (workloads / "notes").write_text("no program")
+    ours = dataclasses.replace(recipe, workloads=workloads)
+    store = Store(tmp_path / "store")
+
+    def build(target: Path) -> None:
+        info = json.loads((template.path / "info.json").read_text())
+        info["workloads"] = {"one": file_hash(workloads / "one")}
+        (target / "info.json").write_text(json.dumps(info))
+
+    assert not templates.renew(ours, store)  # there is none
+    entry = store.get(templates.KIND, templates.key(ours), build)
+    assert not templates.renew(ours, store)
+    (workloads / "one").write_text("#!/bin/sh -e\n")
+    used = in_use(entry.path)
+    assert not templates.renew(ours, store)
+    os.close(used)
+    assert templates.renew(ours, store)
+    assert store.find(templates.KIND, templates.key(ours)) is None
 
 
 def test_the_key_is_of_everything_that_a_template_depends_on(recipe: Recipe) -> None:

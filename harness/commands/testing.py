@@ -54,7 +54,7 @@ def test(args: argparse.Namespace) -> int:
             return EXIT_OK
         shown.say("checking kernel and images")
         recipe = lab.recipe()
-        booted = None if args.isolation == "boot" else _why_booted(lab, recipe)
+        booted = None if args.isolation == "boot" else _why_booted(lab, recipe, len(found.items))
         _make_images(lab, found.items)
     results = ResultsDir.create(paths.results(args.results))
     results.start_log()
@@ -79,12 +79,12 @@ def test(args: argparse.Namespace) -> int:
     return _exit_code(int(status), results.path)
 
 
-def _why_booted(lab: Lab, recipe: Recipe) -> str | None:
-    """Make the template that most tests' guests come from; say why there is none."""
+def _why_booted(lab: Lab, recipe: Recipe, tests: int) -> str | None:
+    """Make the template that most of the tests' guests come from; say why there is none."""
     reason = templates.why_not(recipe.machine)
     if reason is None:
         try:
-            lab.template(recipe)
+            lab.template(recipe, clones=tests)
         except NotMigratable as error:
             reason = error.message
     return reason
