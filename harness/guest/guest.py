@@ -287,8 +287,8 @@ class Guest:
         It comes through the serial shell where SSH is dead.
         """
         try:
-            text = self._log("dmesg")
-        except GuestHung:
+            text = self._log("/run/nvh/log")
+        except (GuestHung, WorkloadError):
             text = self.vm.console.text()
         if since is None and self.log_before is not None:
             return self.log_before.read_text(errors="replace") + text
@@ -302,18 +302,24 @@ class Guest:
         Any program can write "Kernel panic" into /dev/kmsg or /dev/console.
         """
         try:
-            known = set(self._log("dmesg --kernel").splitlines())
+            known = set(self._log("/run/nvh/log kernel").splitlines())
         except HarnessError:
             return text
         return "".join(f"{line}\n" for line in text.splitlines() if line in known)
 
     def _log(self, command: str) -> str:
-        """Return what dmesg says; it comes through the serial shell where SSH is dead."""
+        """Return what the log program says; it comes through the serial shell where SSH is dead."""
         # One that is broken has had its chance to answer.
         timeout = (5.0 if self.broken else 20.0) * self.scale
         try:
             if isinstance(self.broken, GuestUnreachable):
                 raise self.broken
-            return self.ssh.run(command, timeout=timeout).stdout
+            done = self.ssh.run(command, timeout=timeout)
+            if done.status == 0:
+                return done.stdout
+            raise WorkloadError(f"{command} ended with status {done.status}")
         except HarnessError:
-            return self.serial.run(command, timeout=timeout)[1]
+            status, text = self.serial.run(command, timeout=timeout)
+            if status != 0:
+                raise WorkloadError(f"{command} ended with status {status}") from None
+            return text

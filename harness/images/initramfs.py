@@ -73,7 +73,7 @@ def run_segment(files: Mapping[str, bytes]) -> bytes:
 
 
 #: What of guest-images/init is built into the archive; programs end in .c.
-SOURCES = ("init.c", "door.c", "mount.c", "resume.c", "rc", "sshd_config")
+SOURCES = ("init.c", "door.c", "log.c", "mount.c", "resume.c", "rc", "sshd_config")
 
 
 def sources() -> dict[str, bytes]:
@@ -101,7 +101,7 @@ def build(tree: Path | None, names: Iterable[str], target: Path) -> None:
         CpioEntry("init", stat.S_IFREG | 0o755, compile_program("init", program)),
     ]
     handed_over = {name: data for name, data in sources().items() if not name.endswith(".c")}
-    for name in ("door", "mount", "resume"):
+    for name in ("door", "log", "mount", "resume"):
         handed_over[name] = compile_program(name, program)
     program.unlink()
     loaded: list[str] = []
