@@ -77,6 +77,9 @@ def command_line(machine: Machine, extra: Sequence[str] = ()) -> str:
             "no_timer_check",
             # The kernel's self-tests of its ciphers cost a third of a second under TCG.
             "cryptomgr.notests",
+            # TCG translates a program anew at each address where it lies: a sixth of a test's time.
+            # And no test shall pass or fail by the luck of an address.
+            "norandmaps",
             # Reboot at once after a panic; -no-reboot turns that into QEMU's end when no pvpanic
             # device has paused it before.
             "panic=-1",
