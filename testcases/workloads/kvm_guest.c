@@ -244,7 +244,8 @@ static void dirty_fact(const struct vm *vm, const struct mapping *slot, const ch
 /*
  * For a live migration KVM says page by page what the machine wrote, and must not map it with huge pages
  * meanwhile.  Facts: log_exit, log_pages_*, and of the log: dirty, dirty_idle (it did not run),
- * dirty_again (it ran once more); log_end_exit and log_end_pages_* when the migration was called off.
+ * dirty_again (it ran once more, log_again_exit); log_end_exit and log_end_pages_* when the migration was
+ * called off.
  */
 static void log_writes(struct vm *vm, const struct mapping *slot)
 {

@@ -373,7 +373,7 @@ struct zone {
 	uint64_t start, end;
 };
 
-/* The first page frames and the lengths of the movable zones; each node has at most one. */
+/* Where the movable zones start and end, in page frames; each node has at most one. */
 static size_t movable_zones(struct zone *zones, size_t room)
 {
 	FILE *file = fopen("/proc/zoneinfo", "re");

@@ -160,6 +160,7 @@ static uint64_t block_of(const struct file *file, size_t page)
 /* Fills a block that the file system has for a file and that nothing was written to yet. */
 static void leave_old_data(const char *device, uint64_t block)
 {
+	/* Without CONFIG_BLK_DEV_WRITE_MOUNTED (v6.8) EBUSY. */
 	int fd = open(device, O_WRONLY | O_DIRECT | O_CLOEXEC);
 	void *data = aligned_alloc(PAGE, PAGE);
 
@@ -238,7 +239,10 @@ static void change_parts(const char *directory, const char *device)
 	report("zeroed_in_the_middle", &fourth, &third);
 	change(&fourth, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, HOLE * PAGE, PAGE, "punch_a_page");
 	nvh_fact_bool("hole", block_of(&fourth, HOLE) == 0);
-	block = block_of(&fourth, MIDDLE) - (MIDDLE - HOLE) * PAGE;
+	block = block_of(&fourth, MIDDLE);
+	if (block <= (MIDDLE - HOLE) * PAGE)
+		nvh_bail("page %d has no block of its own", MIDDLE);
+	block -= (MIDDLE - HOLE) * PAGE;
 	leave_old_data(device, block);
 	write_part(&fourth, HOLE, PART_AT, PART, SEED_SECOND);
 	nvh_fact_bool("hole_gets_the_old_block", block_of(&fourth, HOLE) == block);
