@@ -64,12 +64,14 @@ class Cache:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                program = (folder / "cmdline").read_bytes().split(b"\0")[0]
+                program, *words = (folder / "cmdline").read_bytes().split(b"\0")
                 # Not its arguments: a QEMU without rights is handed files that are open already.
                 variables = (folder / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"qemu" in program and f"NVH_CACHE={self.path}".encode() in variables:
+            if b"qemu" not in program or b"--version" in words:
+                continue
+            if f"NVH_CACHE={self.path}".encode() in variables:
                 found.append(int(folder.name))
         return found
 

@@ -84,9 +84,14 @@ def test_a_killed_worker_costs_its_test_and_is_named(
     started: Started, eventually: Eventually
 ) -> None:
     run = started(CHEAP)
-    eventually(run.cache.guests, seconds=90)
-    guest = run.cache.guests()[0]
-    stat = Path(f"/proc/{guest}/stat").read_text()
+    guests: list[int] = []
+
+    def noted() -> bool:
+        guests.extend(run.cache.guests())
+        return bool(guests)
+
+    eventually(noted, seconds=90)
+    stat = Path(f"/proc/{guests[0]}/stat").read_text()
     worker = int(stat.rpartition(")")[2].split()[1])  # the parent
     assert worker != run.process.pid
     os.kill(worker, signal.SIGKILL)
