@@ -353,6 +353,21 @@ def test_accelerator_cpu_and_sizes(machine_of: Load) -> None:
     assert values(vector, "-m") == ["512M"]
 
 
+@pytest.mark.parametrize(
+    ("text", "accel", "cpu"),
+    [
+        ("", "tcg", "max,cx16=off"),
+        ("", "kvm", "max"),
+        ('cpu = "max,-svm"', "tcg", "max,-svm,cx16=off"),
+        ('cpu = "max,cx16=on"', "tcg", "max,cx16=on"),
+        ('iommu = "amd"', "tcg", "max"),
+    ],
+)
+def test_tcg_has_no_cmpxchg16b(machine_of: Load, text: str, accel: str, cpu: str) -> None:
+    machine = machine_of(f"[machine]\n{text}\n")
+    assert values(build(machine, boot(machine), accel=accel, wiring=None), "-cpu") == [cpu]
+
+
 def dimms(*shapes: tuple[str, str]) -> str:
     return "".join(
         f'[[nvdimm]]\nname = "p{number}"\nsize = "{size}"\nalign = "{align}"\n'

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import GuestHung, GuestLost, GuestPanic, HarnessError, HostStall, UsageError
+from harness.errors import (
+    GuestClock,
+    GuestHung,
+    GuestLost,
+    GuestPanic,
+    HarnessError,
+    HostStall,
+    UsageError,
+)
 from harness.guest import Guest
 from harness.guest import template as templates
 from harness.guest.boot import Recipe
@@ -154,6 +162,16 @@ def test_a_damaged_template_is_made_again(
     assert started(again, tmp_path / "clone").facts["how"] == "clone"
     assert store.gc(0, kind=templates.KIND) == []  # it is in use here
     assert again.path.is_dir()
+
+
+def test_a_guest_whose_clock_goes_wrong_becomes_no_template(recipe: Recipe, tmp_path: Path) -> None:
+    fast = dataclasses.replace(recipe, append=("tsc_early_khz=500000", "tsc=reliable"))
+    store = Store(tmp_path / "store")
+    said: list[str] = []
+    with pytest.raises(GuestClock, match=r"clock went [\d.]+ s in the host's"):
+        templates.get(fast, store, prove=prove, say=said.append)
+    assert sum("booting another" in line for line in said) == 2
+    assert list(store.entries()) == []
 
 
 def test_workloads_of_another_build_make_a_template_anew(

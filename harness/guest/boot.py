@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness import paths, process
 from harness.errors import GuestHung, HarnessError, HostError
-from harness.guest import filesystem, provision
+from harness.guest import clock, filesystem, provision
 from harness.guest.guest import Guest, deadline_scale
 from harness.guest.keys import Identity
 from harness.guest.launch import started
@@ -107,8 +107,8 @@ def booted(
     clones will have, the guest is one to be saved: its RAM is a file of its working directory, and
     the machine's PCI devices are left for its clones.  ``nvdimms`` are the files of a guest that
     is no more, namespaces and all; without them there are fresh ones.  Raises LaunchError (QEMU
-    refuses), GuestPanic, GuestReset, GuestHung (no SSH server in time) or GuestLost (not as asked
-    for).
+    refuses), GuestPanic, GuestReset, GuestHung (no SSH server in time), GuestClock (its clock is
+    not the host's) or GuestLost (not as asked for).
     """
     with contextlib.ExitStack() as stack:
         private = stack.enter_context(rundir())
@@ -132,10 +132,11 @@ def booted(
             stack.callback(guest.ssh.close)
             ready = time.monotonic() - begun
             guest.ssh.connect(30.0 * guest.scale)
-            guest.run("true")
+            first = clock.read(guest)
             answered = time.monotonic() - begun
             if provisioned:
                 make_ready(guest, plugged=template is None, existing=nvdimms is not None)
+                clock.compare(first, clock.read(guest))
         guest.facts["how"] = "boot"
         guest.facts["qemu_user"] = vm.user
         guest.facts["ready_seconds"] = round(ready, 3)

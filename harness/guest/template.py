@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import process
-from harness.errors import ImageError
+from harness.errors import GuestClock, ImageError
 from harness.guest import provision
 from harness.guest.boot import RAM, Recipe, booted, settings
 from harness.guest.guest import Guest
@@ -37,6 +37,8 @@ KIND = "template"
 REFUSED = "template-refused"
 #: What the templates of a store may take before the longest unused go, in bytes: some twenty.
 ROOM = 4 << 30
+#: How often a guest whose clock does not go right is booted anew.
+_TRIES = 3
 STATE = "state"
 _INFO = "info.json"
 #: Descriptors that keep this process's templates in the store.
@@ -152,7 +154,16 @@ def get(
     def build(target: Path) -> None:
         say(f"making a template of {recipe.images.kernel.release} on {recipe.machine.name}")
         store.gc(ROOM, kind=KIND)
-        _build(recipe, target)
+        for tries in range(_TRIES, 0, -1):
+            try:
+                _build(recipe, target)
+                break
+            except GuestClock as error:
+                if tries == 1:
+                    raise
+                say(f"{error.message}; booting another")
+                for file in target.iterdir():
+                    file.unlink()
         prove(load(recipe, target))
 
     def refuse(target: Path) -> None:
@@ -178,18 +189,17 @@ def renew(recipe: Recipe, store: Store) -> bool:
     entry = store.find(KIND, key(recipe))
     if entry is None:
         return False
+    current = {file.name: file_hash(file) for file in _programs(recipe.workloads)}
     with contextlib.suppress(ImageError):
-        if load(recipe, entry.path).workloads == _hashes(recipe.workloads):
+        if load(recipe, entry.path).workloads == current:
             return False
     return store.remove(entry)
 
 
-def _hashes(workloads: Path) -> dict[str, str]:
-    """Return what ``prepare`` installs: name -> sha256."""
+def _programs(workloads: Path) -> list[Path]:
+    """Return the workloads that a template has."""
     files = sorted(workloads.iterdir()) if workloads.is_dir() else []
-    return {
-        file.name: file_hash(file) for file in files if file.is_file() and os.access(file, os.X_OK)
-    }
+    return [file for file in files if file.is_file() and os.access(file, os.X_OK)]
 
 
 def load(recipe: Recipe, path: Path) -> Template:
@@ -237,8 +247,8 @@ def _build(recipe: Recipe, target: Path) -> None:
 
 def prepare(guest: Guest) -> None:
     """Do once what every clone would have to do: workloads, modules, warm caches."""
-    for name in _hashes(guest.workloads):
-        guest.install(name)
+    for program in _programs(guest.workloads):
+        guest.install(program.name)
     guest.run("modprobe -a vfio-pci ext4 xfs 2>/dev/null; sync; true", timeout=60.0)
 
 

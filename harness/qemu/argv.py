@@ -180,6 +180,20 @@ def _memory(machine: Machine, memory: Memory | None) -> list[str]:
     ]
 
 
+def _cpu(machine: Machine, accel: str) -> str:
+    """Return the processor; under TCG it has no CMPXCHG16B unless the machine asks for it.
+
+    QEMU up to 7.2 computes the flags after that instruction from another one's operands
+    (helper_cmpxchg16b_unlocked() reads an env->cc_op that the translator has not stored): IF, TF
+    and VM may come of it when an interrupt follows, and the kernel's allocator dies of it, once in
+    some thousand guests.  Linux does without the instruction, but for its driver of AMD's IOMMU
+    (v6.14).
+    """
+    if accel != "tcg" or machine.iommu == "amd" or "cx16" in machine.cpu:
+        return machine.cpu
+    return f"{machine.cpu},cx16=off"
+
+
 def _base(machine: Machine, accel: str, ram: Memory | None) -> list[str]:
     # kernel-irqchip=split: intel-iommu's interrupt remapping needs it under KVM, TCG ignores it.
     kind = "q35,nvdimm=on,kernel-irqchip=split"
@@ -194,7 +208,7 @@ def _base(machine: Machine, accel: str, ram: Memory | None) -> list[str]:
         # One host thread for all vCPUs: with one each, a vCPU now and then runs a stale int3 after
         # another has patched a static key (QEMU 7.2), and the kernel panics in __schedule.
         *["-accel", "tcg,thread=single" if accel == "tcg" else accel],
-        *["-cpu", machine.cpu],
+        *["-cpu", _cpu(machine, accel)],
         *["-smp", str(machine.cpus)],
         *["-m", memory],
         "-nodefaults",
