@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from harness.errors import HarnessError, HostError
 from harness.guest import Guest
 from harness.report.results import write_atomic
 from harness.verdict.classifier import Finding, classify, unexpected
+from harness.verdict.expectation import Mismatch
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,8 @@ class Observer:
         self.console = ""
         #: Splats that the test did not declare.
         self.unexpected: list[Finding] = []
+        #: Pages that were pinned meanwhile and not unpinned.
+        self.pins_left = 0
         self._name = name
         self._token: str | None = None
         self._position = 0
@@ -45,7 +49,7 @@ class Observer:
         self.console = self.guest.vm.console.text(self._position)
         if self.guest.vm.child.poll() is None and self.guest.vm.death() is None:
             try:
-                self.dmesg = self.guest.dmesg(self._token)
+                self.dmesg, self.pins_left = self.guest.ending(self._token)
             except HarnessError as error:
                 log.warning("no dmesg: %s", error)
         said = self.dmesg
@@ -57,6 +61,12 @@ class Observer:
         self.dmesg = self._earlier + self.dmesg
         said = self._earlier + said
         self.unexpected = list(unexpected(classify(said.splitlines()), allowed))
+
+    def check_pins(self, allowed: Sequence[str]) -> None:
+        """Raise Mismatch when the kernel counts pins that the test's programs took with them."""
+        told = f"pins_left: expected 0, seen {self.pins_left}"
+        if self.pins_left and not any(re.search(pattern, told) for pattern in allowed):
+            raise Mismatch(told)
 
     def check_logs(self) -> None:
         """Raise HostError when the host could not keep what the guest said."""

@@ -28,6 +28,15 @@ pipe(R, W);
 syscall(278, fileno(W), pack("QQ", $at, 4096), 1, 0) > 0 or die "vmsplice: $!";
 open(M, ">", "/run/pinned");
 sleep 600' """
+#: io_uring's buffers are long-term pins; vmsplice's are references.
+LONG_PIN = """perl -e '
+my $ring = syscall(425, 4, my $setup = "\\0" x 120);
+$ring >= 0 or die "io_uring_setup: $!";
+my $memory = "x" x 8192;
+syscall(427, $ring, 0, pack("QQ", unpack("Q", pack("p", $memory)), 8192), 1) == 0
+    or die "io_uring_register: $!";
+open(M, ">", "/run/pinned");
+sleep 600' """
 
 
 def fault(case: Case) -> None:
@@ -162,6 +171,11 @@ def test_f19_loaded_host(load: int, guest: Guest, case: Case) -> None:
     assert load
     guest.run("i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); done; sleep 12", timeout=120)
     case.expect("reached", guest.run("echo yes").stdout.strip())
+
+
+def test_f20_pins_left_behind(guest: Guest, case: Case) -> None:
+    guest.run(f"{LONG_PIN} {IN_BACKGROUND}\nuntil [ -e /run/pinned ]; do sleep 0.05; done")
+    fault(case)
 
 
 @pytest.fixture

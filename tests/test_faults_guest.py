@@ -79,6 +79,8 @@ FAULTS = (
     Fault(18, "the guest is out of memory", "FAIL",
           "the guest is out of memory: Killed process", 30, "dmesg: words-before"),
     Fault(19, "a loaded host, a healthy guest", "PASS", "", None),
+    Fault(20, "pins that are left when the test is over", "FAIL",
+          "pins_left: expected 0, seen [23]$", 15),
 )  # fmt: skip
 
 

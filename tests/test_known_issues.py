@@ -13,7 +13,6 @@ FAULT = "page fault in dax_disassociate_entry"
 RETURNED = "returned_while_pinned: expected false, seen true"
 UMOUNT = "umount: expected 0, seen 137"
 MOUNT = "test_n2_driver_unbound_under_a_mount[ext4]"
-STEP = "WARNING in exc_debug_kernel (arch/x86/kernel/traps.c:1120)"
 HUNG = "outcome: expected safe, seen 'the holder is hung'"
 
 
@@ -66,25 +65,13 @@ def hung(words: str) -> str:
         (MOUNT, "6.12.117", [UMOUNT], None),
         (MOUNT, "7.2.13", ["page fault in vm_normal_folio_pmd", HUNG], "dax-unbind-under-mapping"),
         (MOUNT, "7.2.13", [HUNG, "rcu_preempt stall in __schedule"], None),
-        ("test_s13_x", "6.12.117", [STEP], "tcg-stray-debug-trap"),
-        ("test_l6_x[zero-xfs]", "6.12.117", [WARNING, STEP, RETURNED], "dax-unmapped-pins"),
-        ("test_l6_x[zero-xfs]", "7.2.13", [STEP, RETURNED], None),
-        ("test_s13_x", "6.12.117", ["WARNING in exc_debug_user (arch/x86/kernel/traps.c:9)"], None),
     ],
 )
 def test_a_fault_and_its_neighbours(
     test: str, release: str, symptoms: list[str], issue: str | None
 ) -> None:
-    found = KNOWN.explain(test, release, "tcg", symptoms)
+    found = KNOWN.explain(test, release, symptoms)
     assert (found.id if found else None) == issue
-
-
-def test_what_the_emulator_does_now_and_then_is_a_fault_under_kvm_and_never_missed() -> None:
-    assert KNOWN.explain("test_s13_x", "6.12.117", "kvm", [STEP]) is None
-    assert KNOWN.expected("test_s13_x", "6.12.117", "tcg") == ()
-    assert [issue.id for issue in KNOWN.expected("test_l6_x", "6.12.117", "tcg")] == [
-        "dax-unmapped-pins"
-    ]
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,23 @@ def test_v1_pair_then(case):
     assert not any(found.tests[f"pair_{one}"].get("known") for one in ("more", "half", "then"))
 
 
+def test_pins_that_are_left_fail_a_test_that_does_not_allow_them(runs: Runs) -> None:
+    found = runs(
+        """
+def test_v1_left(guest, case):
+    guest.pins = 512
+    case.expect("map", "OK")
+def test_v1_allowed(guest, case):
+    case.allow("^pins_left: ")
+    guest.pins = 512
+    case.expect("map", "OK")
+"""
+    )
+    assert found.tests["left"]["status"] == "FAIL"
+    assert found.tests["left"]["message"] == "pins_left: expected 0, seen 512"
+    assert found.tests["allowed"]["status"] == "PASS"
+
+
 def test_a_splat_fails_a_test_whatever_it_returned(runs: Runs) -> None:
     found = runs(
         f"""

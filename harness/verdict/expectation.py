@@ -253,7 +253,10 @@ class Case:
         self._echo(f"fact: {key}: {_show(self._facts[key])}")
 
     def allow(self, pattern: str) -> None:
-        """Declare a kernel splat that the test provokes: a regular expression of its title."""
+        """Declare a kernel splat that the test provokes: a regular expression of its title.
+
+        Pages that it leaves pinned are "pins_left: expected 0, seen N".
+        """
         re.compile(pattern)
         self._allowed.append(pattern)
         self._echo(f"allowed: {pattern}")

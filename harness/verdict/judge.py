@@ -12,6 +12,11 @@ from harness.errors import (
     GuestReset,
     HarnessError,
     HostError,
+    HostFull,
+    HostStall,
+    ImageError,
+    LaunchError,
+    OutOfTime,
 )
 from harness.guest import CommandTimeout
 from harness.verdict.expectation import Mismatch, NotProven
@@ -21,6 +26,8 @@ from harness.verdict.status import Status
 SPLAT = "the kernel's log shows a fault"
 #: What the kernel under test is answerable for; the other ends of a guest are not its.
 _KERNELS_FAULT = GuestPanic | GuestReset | GuestLockup | GuestOutOfMemory | CommandTimeout
+#: What no kernel under test is answerable for; one that hangs is OutOfTime.
+_HOSTS_FAULT = HostError | HostFull | HostStall | ImageError | LaunchError
 
 
 class Splat(AssertionError):
@@ -56,6 +63,11 @@ def judge(when: str, error: BaseException) -> tuple[Status, str, str]:
         return Status.MISS, first, hint
     named = "" if isinstance(error, ComparedNothing) else f"{type(error).__name__}: "
     return Status.ERROR, f"{named}{first}", hint
+
+
+def of_the_host(error: BaseException) -> bool:
+    """Return whether it is the host that kept a test from running, whatever the kernel."""
+    return isinstance(error, _HOSTS_FAULT) and not isinstance(error, OutOfTime)
 
 
 def yields_to_splat(error: BaseException) -> bool:

@@ -29,15 +29,11 @@ class KnownIssue:
     requires: re.Pattern[str] | None  # of one of them at least: without it the others are new
     evidence: str
     link: str
-    accel: str = ""  # the only accelerator that it shows on
-    sometimes: bool = False  # it may show beside others, and none expects it to
 
-    def concerns(self, test: str, release: str, accel: str) -> bool:
+    def concerns(self, test: str, release: str) -> bool:
         """Whether it may show in a test on a kernel."""
-        return (
-            any(fnmatch.fnmatchcase(test, pattern) for pattern in self.tests)
-            and all(holds(condition, release) for condition in self.kernels)
-            and self.accel in ("", accel)
+        return any(fnmatch.fnmatchcase(test, pattern) for pattern in self.tests) and all(
+            holds(condition, release) for condition in self.kernels
         )
 
     def explains(self, symptoms: Sequence[str]) -> bool:
@@ -66,34 +62,17 @@ class KnownIssues:
     def __iter__(self) -> Iterator[KnownIssue]:
         return iter(self._issues)
 
-    def expected(self, test: str, release: str, accel: str) -> tuple[KnownIssue, ...]:
+    def expected(self, test: str, release: str) -> tuple[KnownIssue, ...]:
         """Return what should show in a test (its name with parameters) on a kernel."""
-        found = self._concerning(test, release, accel)
-        return tuple(issue for issue in found if not issue.sometimes)
+        return tuple(issue for issue in self._issues if issue.concerns(test, release))
 
-    def explain(
-        self, test: str, release: str, accel: str, symptoms: Iterable[str]
-    ) -> KnownIssue | None:
-        """Return the known issue that explains every symptom of a failure, None for a new one.
-
-        What shows sometimes explains its own symptoms, and leaves the others to another issue.
-        """
-        found = self._concerning(test, release, accel)
+    def explain(self, test: str, release: str, symptoms: Iterable[str]) -> KnownIssue | None:
+        """Return the known issue that explains every symptom of a failure, None for a new one."""
         seen = [symptom for symptom in symptoms if symptom]
-        now_and_then = None
-        for issue in (issue for issue in found if issue.sometimes):
-            left = [symptom for symptom in seen if not issue.explains([symptom])]
-            if len(left) < len(seen):
-                seen, now_and_then = left, issue
-        if not seen:
-            return now_and_then
-        for issue in found:
+        for issue in self.expected(test, release):
             if issue.explains(seen):
                 return issue
         return None
-
-    def _concerning(self, test: str, release: str, accel: str) -> list[KnownIssue]:
-        return [issue for issue in self._issues if issue.concerns(test, release, accel)]
 
 
 def version(release: str) -> tuple[int, ...]:
@@ -135,8 +114,6 @@ def _read(table: Table) -> KnownIssue:
         requires=requires if requires.pattern else None,
         evidence=table.string("evidence"),
         link=table.string("link", ""),
-        accel=table.string("accel", ""),
-        sometimes=table.boolean("sometimes", False),
     )
     table.done()
     if not issue.tests:
