@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from harness.errors import EXIT_FAILED, EXIT_OK
+from harness.errors import EXIT_FAILED, EXIT_OK, EXIT_UNTESTABLE
 
 
 class Verdict(StrEnum):
@@ -22,9 +22,10 @@ class Verdict(StrEnum):
     SKIP = "skip"  # it does not build or boot, or fails otherwise
 
     @classmethod
-    def of(cls, exit_code: int) -> Verdict:
-        """Return the verdict that an exit code of ``nvh repro`` stands for."""
-        return {EXIT_OK: cls.GOOD, EXIT_FAILED: cls.BAD}.get(exit_code, cls.SKIP)
+    def of(cls, exit_code: int) -> Verdict | None:
+        """Return what an exit code of ``nvh repro`` says of a kernel: None where nothing."""
+        known = {EXIT_OK: cls.GOOD, EXIT_FAILED: cls.BAD, EXIT_UNTESTABLE: cls.SKIP}
+        return known.get(exit_code)
 
 
 class Turn(StrEnum):

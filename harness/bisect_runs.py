@@ -1,15 +1,16 @@
 """A bisection carried out: each kernel made, tried by nvh repro as a process, and judged.
 
 What was said is kept in bisect.json after each step.  An interrupted bisection goes on with the
-kernel that it was at; one with a tree finds its worktree as it was, or makes another.
+kernel that it was at; one with a tree finds its worktree as it was, or makes another.  So does one
+that the host kept from testing: only what a kernel is answerable for is said of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from harness import bisect, git_bisect, logged
@@ -21,14 +22,15 @@ from harness.errors import (
     EXIT_UNTESTABLE,
     BuildError,
     HarnessError,
+    KernelError,
     NoTurn,
-    UnfitKernel,
     UsageError,
 )
 from harness.git_bisect import Commit, Worktree
-from harness.images import kbuild
+from harness.images import fragment, kbuild, patches
 from harness.images.store import Progress, Store
-from harness.report import bisection
+from harness.lab import Lab, Options
+from harness.report import bisection, unbundle
 from harness.report.bisection import Bisection, Step, Tree
 from harness.report.escape import one_line
 from harness.report.record import TestRecord
@@ -55,16 +57,44 @@ def testing_argv(found: Bisection, kernel: str, results: Path) -> list[str]:
 
 def build(tree: Tree, store: Store, say: Progress) -> Path:
     """Build the kernel of what the worktree has, and return where it lies."""
-    patches = [Path(file) for file in tree.patches]
     made = kbuild.build(
         tree.worktree,
         store,
         fragments=tree.fragments,
-        patch_files=patches,
+        patch_files=[Path(file) for file in tree.patches],
         jobs=tree.jobs,
         progress=say,
     )
     return made.path
+
+
+def prepare(found: Bisection, kernel: str, say: Progress) -> None:
+    """Have what a guest of a kernel is made of, as nvh repro does: here errors have a class.
+
+    Raises KernelError for what is wrong with the kernel.
+    """
+    with tempfile.TemporaryDirectory(prefix="nvh-bisect-") as scratch:
+        machine = found.options.get("machine") or _machine(found, Path(scratch))
+        accel = found.options.get("accel", "auto")
+        lab = Lab(Options(kernel=kernel, accel=accel, machine=machine), say=say)
+        lab.images_of(lab.machine)
+
+
+def _machine(found: Bisection, scratch: Path) -> str:
+    path = _bundle(found)
+    if path is None:
+        return "default"
+    folder = path if path.is_dir() else unbundle.unpack(path, scratch)
+    return str(unbundle.read(folder).machine_file() or "default")
+
+
+def _bundle(found: Bisection) -> Path | None:
+    """Return the bundle to run: one that was given may be of a killed run, which knows no symptom.
+
+    None where there is none yet, and the test is known by an expression.
+    """
+    word = found.bundle or found.given
+    return Path(word) if word.startswith("/") else None
 
 
 def _options(found: Bisection) -> list[str]:
@@ -166,17 +196,25 @@ class Runs:
     # One kernel
 
     def _try(self, kernel: str, name: str) -> Step:
-        """Make a kernel, run the test on it, note what it said."""
+        """Make a kernel, run the test on it, note what it said.
+
+        Raises HarnessError, with nothing noted, for what is not the kernel's.
+        """
+        self._check()
         folder = self._fresh(kernel[:12] if self.found.tree else kernel)
         begun = time.monotonic()
         built = ""
         try:
             if self.found.tree is not None:
                 self._say(f"building {one_line(name, 100)}")
-                built = str(build(self.found.tree, self._store, self._say))
-        except (BuildError, UnfitKernel, UsageError) as error:  # a patch that does not apply, too
+                built = _built(self.found.tree, self._store, self._say)
+            self._say(f"preparing {one_line(name, 100)}")
+            prepare(self.found, built or kernel, self._say)
+        except (BuildError, KernelError) as error:
             logged.write(folder, f"nvh: {error}\n")
             said = Step(kernel, name, Verdict.SKIP, one_line(str(error), 500), "", 0.0)
+        except UsageError as error:  # not of who asked for this bisection
+            raise HarnessError(error.message, hint=error.hint) from error
         else:
             self._say(f"testing {one_line(name, 100)}; {folder / logged.LOG}")
             said = self._run(Step(kernel, name, Verdict.SKIP, "", "", 0.0, built=built), folder)
@@ -186,6 +224,18 @@ class Runs:
         self._keep(self.found.with_step(step))
         print(f"step {len(self.found.steps)}: {step}", flush=True)
         return step
+
+    def _check(self) -> None:
+        """See that what was given at the start is still there."""
+        path, tree = _bundle(self.found), self.found.tree
+        if path is not None and not path.exists():
+            raise HarnessError(f"no bundle at {path}", hint="put it back")
+        try:
+            fragment.find(tree.fragments if tree else ())
+            for file in tree.patches if tree else ():
+                patches.read(Path(file))
+        except UsageError as error:
+            raise HarnessError(error.message, hint="put it back") from error
 
     def _fresh(self, label: str) -> Path:
         """Make the folder of a step; that of an attempt that was interrupted stays as it is."""
@@ -205,8 +255,7 @@ class Runs:
     def _run(self, step: Step, folder: Path) -> Step:
         """Run the test and read what it left; what is looked for is known from the bad end on."""
         kernel = step.built or step.kernel
-        # What was given may be the bundle of a run that was killed, which knows no symptom.
-        if self.found.bundle or Path(self.found.given).exists():
+        if _bundle(self.found) is not None:
             status = _started(repro_argv(self.found, kernel, folder), folder)
             step = _judged(step, folder, self.folder, status)
         else:
@@ -221,13 +270,12 @@ class Runs:
     def _searched(self, step: Step, folder: Path, kernel: str) -> Step:
         """Run a test that has no bundle until it fails: its failure is what is looked for."""
         for _ in range(self.found.repeat):
-            _started(testing_argv(self.found, kernel, folder), folder)
-            # Known failures do not make nvh test fail: what it wrote counts.
-            last = _last(folder)
-            failed = last is not None and last[1].status is Status.FAIL
-            status = EXIT_FAILED if failed else EXIT_UNTESTABLE
-            if last is not None and last[1].status in _PASSED:
-                status = EXIT_OK
+            status = _started(testing_argv(self.found, kernel, folder), folder)
+            if Verdict.of(status) is not None:
+                # Known failures do not make nvh test fail: what it wrote counts.
+                word = next((record.status for _, record in reversed(_records(folder))), None)
+                status = EXIT_FAILED if word is Status.FAIL else EXIT_UNTESTABLE
+                status = EXIT_OK if word in _PASSED else status
             step = _judged(step, folder, self.folder, status)
             if step.verdict is not Verdict.GOOD:
                 break
@@ -241,16 +289,31 @@ def _started(argv: list[str], folder: Path) -> int:
     return status
 
 
+def _built(tree: Tree, store: Store, say: Progress) -> str:
+    try:
+        return str(build(tree, store, say))
+    except KernelError:
+        raise
+    except UsageError as error:  # what was given is there: a patch does not apply to this commit
+        raise BuildError(error.message, hint=error.hint) from error
+
+
 def _judged(step: Step, folder: Path, base: Path, status: int) -> Step:
-    """Return a step with its verdict and evidence: a status counts with a record that bears it."""
-    last = _last(folder)
-    if last is None:
-        why = f"killed by signal {-status}" if status < 0 else logged.said(folder)
-        return dataclasses.replace(step, verdict=Verdict.SKIP, seen=why)
-    file, record = last
-    verdict = Verdict.of(status)
-    if verdict is not Verdict.SKIP and (record.status in _PASSED) is (verdict is Verdict.BAD):
-        verdict = Verdict.SKIP  # nvh died of a bug of its own
+    """Return a step with its verdict and evidence: a status counts with records that bear it.
+
+    Raises HarnessError where it is not the kernel that kept the test from running.
+    """
+    verdict, records = Verdict.of(status), _records(folder)
+    if status < 0:
+        raise _untested(step, folder, f"nvh was killed by signal {-status}")
+    passed = all(record.status in _PASSED for _, record in records)
+    # What is wrong with the kernel was told by prepare(), or is by a record.
+    if verdict is None or not records or passed is not (verdict is Verdict.GOOD):
+        raise _untested(step, folder, logged.said(folder))
+    for _, record in records:
+        if verdict is Verdict.SKIP and record.of_host:
+            raise _untested(step, folder, f"{record.word} {record.seen}")
+    file, record = records[-1]
     seen = f"{record.word} {record.seen}".strip()
     if verdict is Verdict.SKIP and record.status is Status.FAIL:
         seen = f"another symptom: {seen}"
@@ -268,11 +331,17 @@ def _judged(step: Step, folder: Path, base: Path, status: int) -> Step:
     )
 
 
-def _last(folder: Path) -> tuple[Path, TestRecord] | None:
-    """Return the newest record of a step: with --until-fail it is the one that tells."""
-    files: Iterable[Path] = folder.glob("2*/tests/*/result.json")
-    newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
-    return None if newest is None else (newest, TestRecord.load(newest))
+def _untested(step: Step, folder: Path, why: str) -> HarnessError:
+    """Return what the search stops with: the next kernel would fare no better."""
+    return HarnessError(
+        f"{one_line(step.name, 100)} was not tested: {why}", hint=f"see {folder / logged.LOG}"
+    )
+
+
+def _records(folder: Path) -> list[tuple[Path, TestRecord]]:
+    """Return a step's records, the newest last: with --until-fail it is the one that tells."""
+    files = sorted(folder.glob("2*/tests/*/result.json"), key=lambda file: file.stat().st_mtime_ns)
+    return [(file, TestRecord.load(file)) for file in files]
 
 
 def _release(run: Path) -> str:

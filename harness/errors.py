@@ -54,6 +54,10 @@ class HostError(HarnessError):
     """The host lacks a program, a permission, memory or disk space."""
 
 
+class OutOfTime(HostError):
+    """What a run allows a test, or all of it, has been used up."""
+
+
 class ImageError(HarnessError):
     """A guest image could not be built, fetched or verified."""
 
@@ -90,6 +94,10 @@ class GuestUnreachable(GuestLost):
 
 class GuestOutOfMemory(GuestLost):
     """The guest's kernel killed what the test needs, for lack of memory."""
+
+
+class GuestClock(GuestLost):
+    """The guest's clock does not go as the host's does."""
 
 
 class HostStall(GuestLost):

@@ -154,7 +154,10 @@ class Worktree:
         return self._told("bisect", _TERMS[turn][verdict], commit)
 
     def first(self) -> tuple[str, ...]:
-        """Return the first commit of the new side, or all that may be it; () while it goes on."""
+        """Return the first commit of the new side, or all that may be it; () while it goes on.
+
+        Of several git names the one that is known to be of the new side before those skipped.
+        """
         said = self.log()
         found = _FIRST.findall(said)
         return tuple(found[-1:] or dict.fromkeys(_POSSIBLE.findall(said)))

@@ -37,6 +37,7 @@ from harness.run_reporter import RECORD, UNWRITTEN, Reporter
 from harness.run_state import (
     STATE,
     RunState,
+    begin_bundle,
     end_bundle,
     is_catalogued,
     is_testcase,
@@ -49,7 +50,14 @@ from harness.run_state import (
 )
 from harness.steps import Steps
 from harness.verdict.expectation import Case, Mismatch, NotProven
-from harness.verdict.judge import SPLAT, ComparedNothing, Splat, judge, yields_to_splat
+from harness.verdict.judge import (
+    SPLAT,
+    ComparedNothing,
+    Splat,
+    judge,
+    of_the_host,
+    yields_to_splat,
+)
 from harness.verdict.status import Status
 
 pytest_plugins = ["harness.fixtures", "harness.interrupts"]
@@ -68,6 +76,7 @@ _BEGUN = pytest.StashKey[float]()
 _STEPS = pytest.StashKey[Steps]()
 _NEXT = pytest.StashKey[pytest.Item | None]()
 _OUTCOME = pytest.StashKey[tuple[Status, str, str]]()
+_OF_HOST = pytest.StashKey[bool]()
 _AFTERMATH = pytest.StashKey[Aftermath]()
 #: Files of records that were written anew, for the next report to name.
 _AMENDED = pytest.StashKey[list[Path]]()
@@ -260,6 +269,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         raise ended
     if observer is not None:
         observer.check_logs()
+        observer.check_pins(case.allowed if case else ())
     if case is not None and not case.expectations:
         raise ComparedNothing("it compared nothing")
     return outcome
@@ -285,6 +295,7 @@ def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInf
         status, message, hint = judge(call.when, call.excinfo.value)
         if _OUTCOME not in item.stash:
             item.stash[_OUTCOME] = (status, printable(message), printable(hint, _SHOWN))
+            item.stash[_OF_HOST] = of_the_host(call.excinfo.value)
         words = printable(f"{status}: {message}" + (f" ({hint})" if hint else ""))
         known = _known(item) if status is Status.FAIL else ""
         if known:
@@ -328,16 +339,16 @@ def _known(item: pytest.Item) -> str:
     # The message may merely repeat the splats, or all that a test has gathered.
     repeats = message.startswith(SPLAT) or message == printable("; ".join(mismatches))
     symptoms = [*titles, *mismatches, *([] if repeats else [message])]
-    issue = state.known.explain(item.name, *_kernel_and_accel(state), symptoms)
+    issue = state.known.explain(item.name, _release(state), symptoms)
     return issue.id if issue else ""
 
 
-def _kernel_and_accel(state: RunState) -> tuple[str, str]:
-    """Return the kernel's release and the accelerator; what cannot be had has no known issue."""
+def _release(state: RunState) -> str:
+    """Return the kernel's release; one that cannot be had has no known issue."""
     try:
-        return state.lab.kernel.release, state.lab.accel.name
+        return state.lab.kernel.release
     except HarnessError:
-        return "", ""
+        return ""
 
 
 def _record(item: pytest.Item) -> TestRecord:
@@ -368,7 +379,7 @@ def _record(item: pytest.Item) -> TestRecord:
     row = row_of(item)
     seconds = time.time() - item.stash.get(_BEGUN, time.time())
     data = made.record if made else {}
-    expected = state.known.expected(item.name, *_kernel_and_accel(state)) if row else ()
+    expected = state.known.expected(item.name, _release(state)) if row else ()
     if made is not None:
         write_json(folder / "facts.json", data)
     return TestRecord(
@@ -384,6 +395,7 @@ def _record(item: pytest.Item) -> TestRecord:
         proofs=tuple(data.get("proofs", ())),
         facts=facts,
         findings=tuple(findings),
+        of_host=item.stash.get(_OF_HOST, False),
         known=_known(item) if status is Status.FAIL else "",
         fixed=tuple(issue.id for issue in expected) if status is Status.PASS else (),
         excerpts=excerpts,
@@ -415,7 +427,7 @@ def _begin_bundle(item: pytest.Item) -> None:
     state = run_state(item.config)
     if is_catalogued(item):  # nvh repro runs the testcases of a checkout
         wish = wish_of(item, item.config)
-        state.bundles.begin(about(item.nodeid, row_of(item), wish, state.lab))
+        begin_bundle(state, about(item.nodeid, row_of(item), wish, state.lab))
 
 
 def _limited(item: pytest.Item) -> contextlib.AbstractContextManager[None]:

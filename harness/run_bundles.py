@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import pytest
 
 from harness import __version__, paths, process
 from harness.errors import HarnessError
+from harness.images.kernel import Kernel
 from harness.lab import Lab
 from harness.pool import Wish
-from harness.report.bundle import About, Setting
+from harness.report import unbundle
+from harness.report.bundle import SHARED, About, Setting
 from harness.spec import load_machine
 from harness.verdict.expectation import Row
 
@@ -26,17 +30,36 @@ def setting(config: pytest.Config, lab: Lab) -> Setting:
     with contextlib.suppress(HarnessError):
         kernel = lab.kernel
         properties = dict(lab.properties())
+    selector = config.getoption("--nvh-kernel")
+    included = bool(config.getoption("--nvh-with-kernel"))
+    if kernel is not None and included:
+        kernel, selector = _as_told(kernel, selector)
     return Setting(
         testcases=root / "testcases",
         reports=paths.reports(),
         workloads=lab.workloads,
         kernel=kernel,
-        selector=config.getoption("--nvh-kernel"),
-        with_kernel=bool(config.getoption("--nvh-with-kernel")),
+        selector=selector,
+        with_kernel=included,
         isolation=str(config.getoption("--nvh-isolation")),
         nvh=str(Path(sys.executable).with_name("nvh")),
         properties={**properties, "harness": _version()},
     )
+
+
+def _as_told(kernel: Kernel, selector: str | None) -> tuple[Kernel, str | None]:
+    """Return a kernel and its selector; one that lies in a bundle goes by what that says of it.
+
+    Its path says nothing: nvh repro removes what it unpacked.
+    """
+    if kernel.image.parts[-4:-1] == (SHARED, "kernel", "boot"):
+        with contextlib.suppress(HarnessError):
+            told = unbundle.read(kernel.image.parents[3]).about.get("kernel")
+            if isinstance(told, Mapping):
+                word = told.get("selector")
+                origin = str(told.get("origin", kernel.origin))
+                return replace(kernel, origin=origin), None if word is None else str(word)
+    return kernel, selector
 
 
 def about(nodeid: str, row: Row | None, wish: Wish, lab: Lab) -> About:

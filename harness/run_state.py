@@ -17,7 +17,7 @@ from harness.doing import Told
 from harness.errors import HarnessError
 from harness.images.store import to_log
 from harness.lab import Lab, Options
-from harness.report.bundle import Bundles
+from harness.report.bundle import About, Bundles
 from harness.report.record import TestRecord
 from harness.report.results import ResultsDir
 from harness.run_bundles import setting
@@ -133,6 +133,14 @@ def run_state(config: pytest.Config) -> RunState:
             ),
         )
     return config.stash[STATE]
+
+
+def begin_bundle(state: RunState, test: About) -> None:
+    """Begin a test's bundle; one that cannot be had costs no verdict."""
+    try:
+        state.bundles.begin(test)
+    except (HarnessError, OSError) as error:
+        log.warning("no bundle of %s: %s", test.nodeid, error)
 
 
 def end_bundle(state: RunState, record: TestRecord) -> None:

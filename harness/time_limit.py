@@ -11,17 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from harness.errors import HostError
+from harness.errors import OutOfTime
 
 #: Some ten times what the longest test takes under TCG on a loaded host, in seconds.
 OF_TEST = 1800.0
 OF_RUN = 6 * 3600.0
 #: Between two alarms: the first may end in a clean-up that swallows it.
 _AGAIN = 5.0
-
-
-class OutOfTime(HostError):
-    """A limit has been reached."""
 
 
 @dataclass(frozen=True)

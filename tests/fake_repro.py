@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Stands in for nvh repro and nvh test where a test is about a bisection.
 
-A kernel is a word, or a file that holds it: good, bad, other (another symptom), dead (not even a
-record), killed, traceback (bad's status, and nothing to show for it), race (good but for its second
-run), slow (good; it waits to be ended, or for a file hurry beside $FAKE_REPRO_LOG).  What follows
-a dash is only a name.  Each start is a line in that log.  Run as a program it is nvh itself, with
-this in the place of nvh repro, nvh test and the building of kernels.
+A kernel is a word, or a file that holds it: good, bad, other (another symptom), dead (it does not
+boot), missing (nobody offers it), race (good but for its second run), slow (good; it waits to be
+ended).  Good, too, once the host is well: offline (no mirror answers), full (no room for a guest),
+killed, usage, traceback (bad's status, and nothing to show for it), early (no record).  It is, and
+nothing is slow, as soon as there is a file hurry beside $FAKE_REPRO_LOG.  What follows a dash is
+only a name.  Each start is a line in that log.  Run as a program it is nvh itself, with this in the
+place of nvh repro, nvh test and the making of kernels.
 """
 
 from __future__ import annotations
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 PLAYED = "play"
 NODEID = "testcases/test_v_dax.py::test_v3_fsdax_is_refused[ext4]"
 MESSAGE = "map: expected OK, seen ENOSYS"
+_SAID = {
+    "bad": MESSAGE,
+    "other": "copy: expected 1, seen 2",
+    "dead": "the kernel does not boot",
+    "full": "no room for a guest",
+}
 
 
 def repro_argv(found: Bisection, kernel: str, results: Path) -> list[str]:
@@ -50,6 +58,16 @@ def build(tree: Tree, store: Store, say: Progress) -> Path:
     return made
 
 
+def prepare(found: Bisection, kernel: str, say: Progress) -> None:
+    """Find a kernel, or say why not."""
+    del found, say
+    word = _kernel(Path(kernel)).partition("-")[0]
+    if word == "missing":
+        raise errors.KernelError(f"no mirror offers {kernel}")
+    if word == "offline" and not _well():
+        raise errors.ImageError("no kernel packages: Could not resolve 'deb'", hint="a mirror")
+
+
 def play(words: list[str]) -> int:
     """Do as nvh repro and nvh test do."""
     parser = argparse.ArgumentParser()
@@ -66,25 +84,29 @@ def play(words: list[str]) -> int:
     before = log.read_text().count("\n") if log.exists() else 0
     with log.open("a") as file:
         file.write(f"{args.command} {kernel} {args.repeat} {args.machine} {args.accel}\n")
-    if word == "slow" and not log.with_name("hurry").exists():
+    if word == "slow" and not _well():
         try:
             time.sleep(120)
         except KeyboardInterrupt:
             return 130
-    if word == "dead":
-        print("nvh: the kernel does not boot")
-        return 125
-    if word == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if word in ("killed", "usage", "early") and not _well():
+        print(f"nvh: {word}")
+        if word == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 if word == "usage" else 125
     results = Path(args.results)
     for number in range(1, args.repeat + 1):
-        shown = word if word in ("bad", "other") else "good"
+        shown = word if word in _SAID and not (word == "full" and _well()) else "good"
         if word == "race" and (number == 2 or (args.command == "test" and before)):
             shown = "bad"
         _record(results / f"2026-run-{number + before}", kernel, shown, args.command == "test")
         if shown != "good":
-            return {"bad": 1, "other": 125}[shown]
-    return 1 if word == "traceback" else 0
+            return 1 if shown == "bad" else 125
+    return 1 if word == "traceback" and not _well() else 0
+
+
+def _well() -> bool:
+    return Path(os.environ["FAKE_REPRO_LOG"]).with_name("hurry").exists()
 
 
 def _kernel(given: Path) -> str:
@@ -101,9 +123,10 @@ def _record(run: Path, kernel: str, shown: str, bundle: bool) -> None:
     record = {
         "format": 1,
         "nodeid": NODEID,
-        "status": "PASS" if shown == "good" else "FAIL",
+        "status": {"good": "PASS", "dead": "MISS", "full": "MISS"}.get(shown, "FAIL"),
         "seconds": 0.1,
-        "message": {"good": "", "bad": MESSAGE, "other": "copy: expected 1, seen 2"}[shown],
+        "message": _SAID.get(shown, ""),
+        "of_host": shown == "full",
         "findings": [{"title": "WARNING in made_up"}] if shown == "bad" else [],
     }
     (folder / "result.json").write_text(json.dumps(record))
@@ -139,5 +162,5 @@ if __name__ == "__main__":
 
     bisect_runs.repro_argv = repro_argv
     bisect_runs.testing_argv = testing_argv
-    bisect_runs.build = build
+    bisect_runs.build, bisect_runs.prepare = build, prepare
     sys.exit(cli.main())

@@ -27,12 +27,14 @@ def setting(root: Path, **changed: Any) -> Setting:
         "testcases/workloads/Makefile": "",
         "testcases/reports/some_report.toml": "",
         "testcases/reports/some_report.sh": "#!/bin/sh\nvfio_map\n",
+        "testcases/reports/made_bug.c": "int main;",
         "build/vfio_map": "program",
         "build/layout": "program",
+        "build/made_bug": "program",
         "build/nvh.o": "object",
         "boot/vmlinuz": "image",
         "boot/config": "CONFIG_FS_DAX=y\n",
-        "modules/modules.dep": "",
+        "modules/modules.dep": "kernel/ext4.ko:\n",
         "modules/kernel/ext4.ko": "module",
     }
     for name, text in files.items():
@@ -71,13 +73,19 @@ def record(
     return TestRecord(more.pop("nodeid", NODEID), status, 1.0, message=message, **more)
 
 
-def bundle_of(root: Path, of: TestRecord | None = None, **changed: Any) -> Path:
+def bundle_of(
+    root: Path,
+    of: TestRecord | None = None,
+    *,
+    commands: str = "/opt/nvh/vfio_map --device x\n",
+    **changed: Any,
+) -> Path:
     """Return a bundle's directory: that of a test that failed, or that another record tells of."""
     ended = of or record()
     results = root / "results"
     (results / ended.folder).mkdir(parents=True, exist_ok=True)
     ended.save(results / ended.folder)
-    (results / ended.folder / "commands").write_text("/opt/nvh/vfio_map --device x\n")
+    (results / ended.folder / "commands").write_text(commands)
     (results / ended.folder / "dmesg").write_text("a splat\n")
     bundles = Bundles(results, lambda: setting(root, **changed))
     bundles.begin(about(nodeid=ended.nodeid))

@@ -47,6 +47,7 @@ class Guest:
 
     def __init__(self):
         self.log = ""
+        self.pins = 0
         child = types.SimpleNamespace(poll=lambda: None)
         self.vm = types.SimpleNamespace(
             console=Console(), death=lambda: None, folder=ROOT, child=child
@@ -57,6 +58,9 @@ class Guest:
 
     def dmesg(self, since=None):
         return self.log
+
+    def ending(self, since):
+        return self.dmesg(since), self.pins
 
     def only_the_kernels(self, text):
         return "" if "said by a program" in text else text

@@ -23,6 +23,7 @@ from harness.commands.testing import selected
 from harness.git_bisect import Worktree
 from harness.images import packaged
 from harness.report import bisection
+from harness.report.record import program
 from harness.report.results import owned
 from tests import fake_repro
 from tests.made_up_bundles import bundle_of
@@ -120,7 +121,7 @@ def host(
     monkeypatch.setenv("FAKE_REPRO_LOG", str(tmp_path / "starts"))
     monkeypatch.setenv("NVH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(paths.source_tree()))
-    for name in ("repro_argv", "testing_argv", "build"):
+    for name in ("repro_argv", "testing_argv", "build", "prepare"):
         monkeypatch.setattr(bisect_runs, name, getattr(fake_repro, name))
     before = signal.getsignal(signal.SIGTERM)
     yield Host(tmp_path, bundle_of(tmp_path / "made"), capfd)
@@ -168,15 +169,16 @@ def test_the_first_fixed_kernel(host: Host) -> None:
 
 
 def test_what_cannot_be_tested_leaves_a_range(host: Host) -> None:
-    listed = kernels("good-1", "dead-2", "other-3", "killed-4", "traceback-5", "bad-6")
-    code, out, _ = host.run("--good", "good-1", "--bad", "bad-6", *listed)
+    listed = kernels("good-1", "dead-2", "other-3", "missing-4", "bad-5")
+    code, out, _ = host.run("--good", "good-1", "--bad", "bad-5", *listed)
     assert code == 125
-    assert "the first bad kernel is one of 5, the others could not be tested:\n    dead-2\n" in out
-    assert "skipped  dead-2: the kernel does not boot\n" in out
+    assert "the first bad kernel is one of 4, the others could not be tested:\n    dead-2\n" in out
+    assert "skipped  dead-2: MISS the kernel does not boot\n" in out
     assert "skipped  other-3: another symptom: FAIL copy: expected 1, seen 2\n" in out
-    assert "skipped  killed-4: killed by signal 9\n" in out
-    assert "skipped  traceback-5: " in out
-    assert host.kept.first == ("dead-2", "other-3", "killed-4", "traceback-5", "bad-6")
+    assert "skipped  missing-4: no mirror offers missing-4\n" in out
+    assert f"\nbad      FAIL {fake_repro.MESSAGE}\n" in out
+    assert f"\nagain    {program()} repro {host.bundle} --kernel bad-5\n" in out
+    assert host.kept.first == ("dead-2", "other-3", "missing-4", "bad-5")
 
 
 def test_one_run_of_a_race_is_enough(host: Host) -> None:
@@ -193,7 +195,7 @@ def test_one_run_of_a_race_is_enough(host: Host) -> None:
     [
         ("good-1", "good-2", 1, "bad good-2 is not bad: PASS"),
         ("bad-1", "bad-2", 1, "good bad-1 is not good: FAIL map: expected OK"),
-        ("good-1", "dead-2", 125, "bad dead-2 is not bad, it cannot be told: the kernel does not"),
+        ("good-1", "dead-2", 125, "bad dead-2 is not bad, it cannot be told: MISS the kernel"),
         ("good-1", "other-2", 125, "it cannot be told: another symptom: FAIL copy"),
     ],
 )
@@ -315,7 +317,13 @@ def test_commits_that_do_not_build_or_boot_are_skipped(host: Host) -> None:
     assert set(host.kept.first) == hashes
     assert "the first bad commit is one of 3, the others could not be tested:" in out
     assert '("3: broken-3"): the kernel does not build: a.c:1: error: no' in out
-    assert '("4: dead-4"): the kernel does not boot' in out
+    assert '("4: dead-4"): MISS the kernel does not boot' in out
+    # git names it first; kernels are named in their order.
+    evidence = out.partition("skipped ")[2]
+    assert f"\nbad      FAIL {fake_repro.MESSAGE}\n" in evidence
+    assert "a.c:1: error: no" not in evidence.partition("\ngood ")[2]
+    built = f"{host.folder}/cache/store/built-bad-5"
+    assert f"\nagain    {program()} repro {host.bundle} --kernel {built}\n" in evidence
     assert "only skipped commits left to test" in (host.latest / "git-bisect.log").read_text()
 
 

@@ -146,6 +146,47 @@ def test_the_kernel_comes_along_when_asked_for(tmp_path: Path) -> None:
     assert not (bundle_of(tmp_path / "without") / "shared/kernel").exists()
 
 
+def test_an_installed_kernels_modules_come_without_its_tree(tmp_path: Path) -> None:
+    tree = tmp_path / "made/modules"
+    shared = setting(tmp_path, with_kernel=True)
+    outside = tmp_path / "linux"
+    outside.mkdir()
+    (outside / "huge").write_text("the whole tree")
+    (outside / "weak.ko").write_text("module")
+    (tree / "build").symlink_to(outside)
+    (tree / "source").symlink_to("/nowhere")
+    (tree / "headers").mkdir()
+    (tree / "headers/huge").write_text("in some distributions build is no link")
+    (tree / "weak.ko").symlink_to(outside / "weak.ko")
+    (tree / "modules.dep").write_text("kernel/ext4.ko:\nweak.ko: kernel/ext4.ko\n")
+    folder = Bundles(tmp_path / "results", lambda: shared).begin(about())
+    copy = folder / "shared/kernel/lib/modules/6.12.1"
+    assert names(copy) == {"modules.dep", "kernel/ext4.ko", "weak.ko"}
+    assert not [path for path in copy.rglob("*") if path.is_symlink()]
+
+
+def test_a_kernel_that_cannot_be_read_is_asked_for_by_each_test(tmp_path: Path) -> None:
+    shared = setting(tmp_path)
+    bundles = Bundles(tmp_path / "results", lambda: shared)
+    image = tmp_path / "made/boot/vmlinuz"
+    image.unlink()
+    for _ in range(2):
+        with pytest.raises(OSError, match="vmlinuz"):
+            bundles.begin(about())
+    image.write_text("image")
+    told = unbundle.read(bundles.begin(about())).about["kernel"]
+    assert told["selector"] == "debian:6.12"
+
+
+def test_a_reports_program_is_kept_if_it_never_ran(tmp_path: Path) -> None:
+    ended = record(
+        Status.MISS, "no boot", nodeid="testcases/test_reports.py::test_report[made_bug]",
+        row="made_bug",
+    )  # fmt: skip
+    folder = bundle_of(tmp_path, ended, commands="")
+    assert set(unbundle.read(folder).programs()) == {"made_bug"}
+
+
 def test_a_long_log_is_cut_from_its_start(tmp_path: Path) -> None:
     ended = record()
     tests = tmp_path / "results" / ended.folder
@@ -290,6 +331,8 @@ def test_a_directory_without_a_bundle_is_told(tmp_path: Path) -> None:
         '[machine]\nqemu_args = ["-drive", "file=/dev/sda"]\n',
         '[[nvdimm]]\nname = "a"\nsize = "34M"\npath = "/dev/sda"\n',
         '[[pci]]\nname = "a"\nhost = "0000:01:00.0"\n',
+        '[[pci]]\nname = "a"\ndevice = "vfio-pci"\n',
+        '[[pci]]\nname = "a"\ndevice = "edu"\noptions = { romfile = "/root/key" }\n',
     ],
 )
 def test_a_machine_that_asks_for_the_hosts_things_is_refused(tmp_path: Path, more: str) -> None:
@@ -299,6 +342,26 @@ def test_a_machine_that_asks_for_the_hosts_things_is_refused(tmp_path: Path, mor
     file.write_text(more if more.startswith("[machine]") else MACHINE + more)
     with pytest.raises(BundleError, match="the host's"):
         unbundle.read(folder).machine_file()
+
+
+def test_what_is_unpacked_has_the_archives_times(tmp_path: Path) -> None:
+    info, content = member("b/file", b"x")
+    info.mtime = 1_700_000_000
+    folder = unbundle.unpack(archive_of(tmp_path, lambda tar: tar.addfile(info, content)), tmp_path)
+    assert (folder / "file").stat().st_mtime == info.mtime
+
+
+def test_a_kernel_that_links_to_what_is_elsewhere_is_refused(tmp_path: Path) -> None:
+    folder = bundle_of(tmp_path)
+    boot = folder / "shared/kernel/boot"
+    boot.mkdir(parents=True)
+    (boot / "vmlinuz-6.99").write_bytes(b"MZ")
+    assert unbundle.read(folder).kernel()[0] == str(boot / "vmlinuz-6.99")
+    module = folder / "shared/kernel/lib/modules/6.99/a.ko"
+    module.parent.mkdir(parents=True)
+    module.symlink_to("/etc/shadow")
+    with pytest.raises(BundleError, match=r"a\.ko is a link"):
+        unbundle.read(folder).kernel()
 
 
 def test_a_kernel_tree_in_a_bundle_is_never_built(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from junitparser import JUnitXml
 from rich.console import Console
 
 from harness import paths, ui
-from harness.errors import HarnessError
+from harness.errors import HarnessError, OutOfTime
 from harness.report import results
 from harness.report.results import ResultsDir
-from harness.time_limit import OutOfTime, TimeLimit
+from harness.time_limit import TimeLimit
 from tests.made_up_runs import Runs
 
 pytest_plugins = ["pytester"]

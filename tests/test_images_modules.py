@@ -99,6 +99,14 @@ def test_nothing_twice(tree: Path) -> None:
     assert len(found) == len(set(found))
 
 
+@pytest.mark.parametrize("line", ["../../b.ko:", "/etc/b.ko:", "kernel/b.ko: ../c.ko"])
+def test_modules_lie_below_their_directory(tree: Path, line: str) -> None:
+    with (tree / "modules.dep").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(KernelError, match="not below it"):
+        ModuleTree(tree).closure(["ext4"])
+
+
 def test_a_directory_without_modules_dep_is_explained(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="depmod"):
         ModuleTree(tmp_path)

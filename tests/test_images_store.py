@@ -153,6 +153,15 @@ def test_two_processes_build_one(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "built\n"
 
 
+def test_who_waits_too_long_for_another_builder_is_told(tmp_path: Path, store: Store) -> None:
+    builder = start_builder(tmp_path, 60)
+    wait_for(tmp_path / "log")
+    with pytest.raises(ImageError, match=r"has been building kind key for 0 s"):
+        store.get("kind", "key", never, patience=0.1)
+    builder.kill()
+    builder.communicate(timeout=30)
+
+
 def test_a_killed_builder_leaves_nothing_published(tmp_path: Path, store: Store) -> None:
     builder = start_builder(tmp_path, 60)
     wait_for(tmp_path / "log")

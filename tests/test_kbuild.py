@@ -34,6 +34,15 @@ $(O)/%.o: %.c
 \t@echo CC $<
 \tcp $< $@
 """
+#: What make modules_install leaves.
+INSTALL = f"""
+modules:
+modules_install:
+\tmkdir -p $(INSTALL_MOD_PATH)/lib/modules/{RELEASE}
+\ttouch $(INSTALL_MOD_PATH)/lib/modules/{RELEASE}/modules.dep
+\tln -s $(O) $(INSTALL_MOD_PATH)/lib/modules/{RELEASE}/build
+\tln -s $(CURDIR) $(INSTALL_MOD_PATH)/lib/modules/{RELEASE}/source
+"""
 PATCH = """\
 --- a/a.c
 +++ b/a.c
@@ -97,6 +106,19 @@ def test_a_built_kernel_is_a_tree_to_boot(tree: Path, store: Store) -> None:
     assert "CONFIG_VIRTIO_BLK=y" in found.config.read_text()
     assert built.unmet == ()
     assert not (tree / ".config").exists()
+
+
+def test_modules_come_without_links_into_the_workspace(
+    tree: Path, tmp_path: Path, store: Store
+) -> None:
+    with (tree / "Makefile").open("a") as file:
+        file.write(INSTALL)
+    more = tmp_path / "more.config"
+    more.write_text("CONFIG_MODULES=y\n")
+    built = kbuild.build(str(tree), store, fragments=[str(more)])
+    found = resolve(str(built.path), store)
+    assert found.modules == built.path / "lib/modules" / RELEASE
+    assert [file.name for file in found.modules.iterdir()] == ["modules.dep"]
 
 
 def test_the_same_again_is_found_without_make(tree: Path, store: Store) -> None:
@@ -245,6 +267,9 @@ def test_files_that_stay_keep_their_times(tree: Path, tmp_path: Path, store: Sto
     assert not (work.tree / "fresh/c.c").exists()
     assert work.sync(made, {}, say) == 1
     assert work.sync(made, {}, say) == 0
+    assert work.sync(made, {"d/e/f.c": patched}, say) == 1
+    assert work.sync(made, {"d": patched}, say) == 2  # a file in a directory's place
+    assert work.sync(made, {"d/e/f.c": patched}, say) == 2
 
 
 def test_a_sync_that_was_killed_is_made_good(

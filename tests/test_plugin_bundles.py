@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from harness import pages
 from harness.cli import main
-from harness.report import unbundle
+from harness.commands import repro
+from harness.images.kernel import Kernel
+from harness.report import summary, unbundle
+from harness.run_bundles import setting
 from tests.made_up_bundles import NODEID, bundle_of, record
 from tests.made_up_runs import Runs
 
@@ -66,6 +73,111 @@ def test_v1_killer(guest):
     assert (found.results / "latest/tests/test_v.test_v1_killer/commands").read_text() == (
         "the last command\n"
     )
+
+
+def test_a_bundle_that_cannot_be_begun_costs_no_verdict(runs: Runs) -> None:
+    found = runs(
+        """
+import harness.report.bundle
+def full(*_): raise OSError(5, "a bad disk")
+harness.report.bundle._lay_down = full
+def test_v1_good(case): case.expect("map", "OK")
+def test_v1_bad(case): case.expect("map", "EIO")
+""",
+        "--log-file=run.log",
+    )
+    assert {name: test["status"] for name, test in found.tests.items()} == {
+        "good": "PASS",
+        "bad": "FAIL",
+    }
+    assert not list((found.results / "latest/bundles").glob("*test_v*"))
+    log = (found.results.parent / "run.log").read_text()
+    assert re.search(r"WARNING .*no bundle of .*test_v1_good: cannot write .*: a bad disk", log)
+
+
+def again_of(results: Path) -> str:
+    (entry,) = json.loads((results / "latest/summary.json").read_text())["tests"]
+    return str(entry["again"])
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Run no test: note with what nvh repro would have run it, and leave a run's results."""
+    seen: list[list[str]] = []
+
+    def made_up(words: list[str]) -> int:
+        seen.append(words)
+        given = dict(
+            word.split("=", 1) for word in words if word.startswith("--nvh-") and "=" in word
+        )
+        results = Path(given["--nvh-results"])
+        options = ["--kernel", given["--nvh-kernel"], "--machine", given["--nvh-machine"]]
+        ended = record(row="V3")
+        (results / ended.folder).mkdir()
+        ended.save(results / ended.folder)
+        (results / "bundles/.shared").mkdir(parents=True)
+        summary.write(results / "summary.json", [ended], {}, options=options)
+        pages.write_stored(results)
+        print(f"  again:  {ended.again(options)}\nnext:   nvh test --failed x {' '.join(options)}")
+        return 1
+
+    def lab(options: Any) -> Any:
+        kernel = SimpleNamespace(release="6.12.1", image=Path(options.kernel))
+        return SimpleNamespace(recipe=lambda: None, kernel=kernel, workloads=Path("/nowhere"))
+
+    monkeypatch.setattr(repro, "Lab", lab)
+    monkeypatch.setattr(pytest, "main", made_up)
+    return seen
+
+
+def test_what_it_says_to_run_again_outlives_what_it_unpacked(
+    tmp_path: Path, ran: list[list[str]]
+) -> None:
+    folder = bundle_of(tmp_path, with_kernel=True)
+    archive = folder.with_name(f"{folder.name}.tar.zst")
+    results = tmp_path / "again"
+    assert main(["repro", "--accel", "tcg", "--results", str(results), str(archive)]) == 1
+    (words,) = ran
+    (kernel,) = (word for word in words if word.startswith("--nvh-kernel="))
+    assert "nvh-repro-" in kernel
+    assert "--nvh-with-kernel" in words
+    assert again_of(results).endswith(f"repro {archive} --accel tcg")
+    for file in results.rglob("*"):
+        assert not file.is_file() or "nvh-repro-" not in file.read_text(), file
+    assert not (results / "latest/bundles").exists()
+
+
+def test_a_kernel_that_was_given_is_not_put_into_bundles(
+    tmp_path: Path, ran: list[list[str]]
+) -> None:
+    folder = bundle_of(tmp_path, with_kernel=True)
+    image = folder / "README"
+    results = tmp_path / "again"
+    words = ["--results", str(results), "--kernel", str(image)]
+    assert main(["repro", str(folder), *words]) == 1
+    assert "--nvh-with-kernel" not in ran[0]
+    assert again_of(results).endswith(f"repro {folder} --kernel {image}")
+
+
+@pytest.mark.parametrize("included", [True, False])
+def test_a_bundles_kernel_goes_by_what_the_bundle_calls_it(
+    tmp_path: Path, *, included: bool
+) -> None:
+    folder = bundle_of(tmp_path, with_kernel=True)
+    image = folder / "shared/kernel/boot/vmlinuz-6.12.1"
+    kernel = Kernel("6.12.1", image, None, None, str(image), "digest")
+    options = {
+        "--nvh-kernel": str(image),
+        "--nvh-with-kernel": included,
+        "--nvh-isolation": "clone",
+    }
+    config: Any = SimpleNamespace(getoption=options.__getitem__)
+    lab: Any = SimpleNamespace(kernel=kernel, properties=dict, workloads=tmp_path)
+    made = setting(config, lab)
+    assert made.kernel is not None
+    told = (made.selector, made.kernel.origin, made.with_kernel)
+    # Where it is not included, nothing but its path leads to this very kernel.
+    assert told == (("debian:6.12", "a deb", True) if included else (str(image), str(image), False))
 
 
 @pytest.mark.parametrize(

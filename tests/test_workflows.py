@@ -202,7 +202,9 @@ echo "$*" >>calls
 [[ $1 = compare ]] && exit "$C"
 ((M == 2)) && exit 2
 mkdir -p "results/$NAME/k"
-touch "results/$NAME/matrix.json" "results/$NAME/k/console.log"
+touch "results/$NAME/k/console.log"
+printf '{\n "combinations": [\n  {\n   "exit_code": %s\n  }\n ],\n "exit_code": %s\n}\n' \
+    "${OTHER:-$M}" "$M" >"results/$NAME/matrix.json"
 echo "$NAME" >"results/$NAME/k/summary.json"
 ln -sfn "$NAME" results/latest
 exit "$M"
@@ -217,6 +219,15 @@ def checkout(tmp_path: Path) -> Checkout:
         file.write_text(text)
         file.chmod(0o755)
     return Checkout(tmp_path)
+
+
+def test_a_night_with_a_failure_that_did_not_test_all_is_not_kept(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout.night(0, name="one")
+    monkeypatch.setenv("OTHER", "125")
+    assert checkout.night(1, name="two")[0] == 1
+    assert checkout.before == "one"
 
 
 def test_a_night_asks_for_kvm_and_is_held_against_the_one_before(checkout: Checkout) -> None:

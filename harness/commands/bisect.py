@@ -20,6 +20,7 @@ from harness.images.kernel import absolute, resolve
 from harness.images.source import build_dir
 from harness.images.store import Store, hash_of
 from harness.lab import Lab, Options
+from harness.qemu import accel
 from harness.report import bisection
 from harness.report.bisection import Bisection, Tree
 from harness.report.escape import one_line
@@ -118,11 +119,13 @@ def _resumed(args: argparse.Namespace) -> Path:
         raise UsageError("--resume stands alone: a bisection keeps what it was started with")
     folder = Path(args.resume).resolve()
     try:
-        bisection.load(folder)
+        found = bisection.load(folder)
     except HarnessError as error:
         raise UsageError(
             f"--resume {args.resume}: {error.message}", hint="results/latest, or a bisect-* of it"
         ) from error
+    if found.exit_code is None:  # another one is only told again
+        _require(found.options.get("accel"))
     return folder
 
 
@@ -136,6 +139,7 @@ def _planned(args: argparse.Namespace, store: Store, say: Callable[[str], None])
     repeat = 1 if args.repeat is None else args.repeat
     if repeat < 1:
         raise UsageError(f"--repeat {repeat}: not a number from 1 on")
+    _require(args.accel)
     given, bundle = _symptom(args.test)
     options = {name: str(value) for name in _OPTIONS if (value := getattr(args, name))}
     kernels: tuple[str, ...] = ()
@@ -156,6 +160,12 @@ def _planned(args: argparse.Namespace, store: Store, say: Callable[[str], None])
         repeat=repeat,
         options=options,
     )
+
+
+def _require(asked: str | None) -> None:
+    """Raise HostError where KVM was asked for and is not there: no kernel can change that."""
+    if asked == "kvm":
+        accel.require_kvm(accel.qemu_program())
 
 
 def _symptom(word: str) -> tuple[str, str]:

@@ -132,8 +132,8 @@ def new_report(args: argparse.Namespace) -> int:
     file = folder / f"{args.report}.{'c' if in_c else 'sh'}"
     toml = folder / f"{args.report}.toml"
     folder.mkdir(parents=True, exist_ok=True)
-    # One line, and none that would end the comment it stands in.
-    comment = " ".join(title.split()).replace("*/", "* /")
+    # One line, and none that would end the comment it stands in, or look like another's beginning.
+    comment = " ".join(title.split()).replace("*/", "* /").replace("/*", "/ *")
     file.write_text((_C if in_c else _SHELL).format(name=args.report, title=comment))
     file.chmod(0o644 if in_c else 0o755)
     toml.write_text(_TOML.format(**values))

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
+import re
+import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,15 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from harness import paths, ui
+from harness import pages, paths, ui
 from harness.errors import HarnessError, KernelError, UnfitKernel, UsageError
 from harness.images.kernel import Kernel
 from harness.images.store import file_hash
 from harness.lab import Lab, Options
 from harness.report import symptom, unbundle
 from harness.report.escape import one_line
-from harness.report.record import TestRecord
-from harness.report.results import ResultsDir, write_atomic
+from harness.report.record import PAGE, TestRecord, program
+from harness.report.results import ResultsDir, write_atomic, write_json
+from harness.report.stored import SUMMARY
 from harness.report.symptom import Shows
 from harness.report.unbundle import Bundle
 
@@ -33,6 +38,7 @@ class _Plan:
     nodeid: str
     arguments: tuple[str, ...]
     environment: dict[str, str]
+    again: str  # the command that does it once more
 
 
 def repro(args: argparse.Namespace) -> int:
@@ -82,6 +88,7 @@ def _plan(bundle: Bundle, args: argparse.Namespace, scratch: Path) -> _Plan:
         root / "testcases", bundle.nodeid
     )
     kernel, said = (args.kernel, args.kernel) if args.kernel else bundle.kernel()
+    own = not args.kernel and kernel is not None and Path(kernel).is_relative_to(bundle.folder)
     machine = args.machine or str(bundle.machine_file() or "default")
     lab = Lab(Options(kernel=kernel, accel=args.accel, machine=machine))
     with ui.progress() as shown:
@@ -114,10 +121,19 @@ def _plan(bundle: Bundle, args: argparse.Namespace, scratch: Path) -> _Plan:
         "--nvh-trusted",
     ]
     chosen += [f"--nvh-kernel={kernel}"] if kernel else []
-    chosen += ["--nvh-with-kernel"] if args.with_kernel else []
+    # A bundle made of this one would have nowhere else to get the kernel from.
+    chosen += ["--nvh-with-kernel"] if args.with_kernel or own else []
     reports = bundle.testcases / "reports"
     environment = {"NVH_REPORTS": str(reports.resolve())} if bundle.report else {}
-    return _Plan(bundle.nodeid, tuple(chosen), environment)
+    return _Plan(bundle.nodeid, tuple(chosen), environment, _again(args))
+
+
+def _again(args: argparse.Namespace) -> str:
+    words = [program(), "repro", str(Path(args.bundle).absolute())]
+    words += ["--kernel", args.kernel] if args.kernel else []
+    words += ["--machine", args.machine] if args.machine else []
+    words += ["--accel", args.accel] if args.accel != "auto" else []
+    return shlex.join([*words, "--with-kernel"] if args.with_kernel else words)
 
 
 def _isolation(bundle: Bundle) -> str:
@@ -150,7 +166,10 @@ def _run(plan: _Plan, results: ResultsDir) -> TestRecord:
         contextlib.redirect_stderr(said),
     ):
         status = pytest.main([*plan.arguments, f"--nvh-results={results.path}"])
-    write_atomic(results.path / "pytest.log", said.getvalue())
+    write_atomic(results.path / "pytest.log", _renamed(plan, results, said.getvalue()))
+    bundles = results.path / "bundles"
+    if not any(bundles.glob("[!.]*")):
+        shutil.rmtree(bundles, ignore_errors=True)  # what they would share: maybe a kernel a run
     if status == pytest.ExitCode.INTERRUPTED:
         raise KeyboardInterrupt
     found = sorted(results.path.glob("tests/*/result.json"))
@@ -160,6 +179,25 @@ def _run(plan: _Plan, results: ResultsDir) -> TestRecord:
             f"the test did not run: {one_line(last)}", hint=f"see {results.path / 'pytest.log'}"
         )
     return TestRecord.load(found[0])
+
+
+def _renamed(plan: _Plan, results: ResultsDir, said: str) -> str:
+    """Let results name nvh repro as what runs the test again; return what was said, likewise.
+
+    nvh test has neither the bundle's programs nor its report, and what was unpacked is soon gone.
+    """
+    file = results.path / SUMMARY
+    if not file.is_file():
+        return said
+    values = json.loads(file.read_text())
+    for entry in values["tests"]:
+        said = said.replace(entry["again"], plan.again)
+        entry["again"] = plan.again
+    write_json(file, values)
+    if (results.path / PAGE).is_file():
+        with contextlib.suppress(HarnessError, OSError), _environment(plan.environment):
+            pages.write_stored(results.path)
+    return re.sub(r"(?m)^next: .* test --failed .*\n?", "", said)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from harness import paths, process
 from harness.errors import BuildError, HostError, UnfitKernel
-from harness.images import fragment, kconfig, patches, source
+from harness.images import fragment, kconfig, modules, patches, source
 from harness.images.advance import PERIOD, Advance
 from harness.images.fragment import Fragment
 from harness.images.kernel import BZIMAGE, ORIGIN
@@ -107,7 +107,7 @@ def build(
     def make(target: Path) -> None:
         _make(order, Workspace.of(order.source, store), target, workers, progress)
 
-    entry = store.get(KIND, order.key(_compiler()), make)
+    entry = store.get(KIND, order.key(_compiler()), make, patience=_DEADLINE)
     return _built(entry)
 
 
@@ -155,6 +155,7 @@ def _make(order: Order, workspace: Workspace, target: Path, jobs: int, progress:
         if modular:
             install = ["modules_install", f"INSTALL_MOD_PATH={target}", "INSTALL_MOD_STRIP=1"]
             _run([*command, *install], objects / "install.log", workspace.tree)
+            modules.remove_links(target)
     (target / ORIGIN).write_text(f"{order.origin}\n")
     about = {"origin": order.origin, "unmet": unmet}
     (target / _ABOUT).write_text(json.dumps(about, indent=1))

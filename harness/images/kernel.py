@@ -189,9 +189,7 @@ def _install_modules(tree: Path, target: Path) -> None:
         raise KernelError(
             f"modules of {tree} cannot be installed: {error.message}", hint="make modules"
         ) from error
-    for link in target.glob("lib/modules/*/*"):
-        if link.is_symlink():  # build and source point back into the tree
-            link.unlink()
+    modules.remove_links(target)
 
 
 def _tree_fingerprint(tree: Path, order: Path) -> str:

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from harness import paths, process
 from harness.errors import ImageError, KernelError
@@ -123,8 +123,17 @@ class ModuleTree:
 
     @cached_property
     def _dependencies(self) -> Mapping[str, Sequence[str]]:
-        split = (line.partition(":") for line in self._lines("modules.dep"))
-        return {path.strip(): needed.split() for path, _, needed in split}
+        found = {}
+        for line in self._lines("modules.dep"):
+            path, _, needed = line.partition(":")
+            found[path.strip()] = needed.split()
+            # A bundle's kernel may be anybody's, and its modules are copied to where they lie.
+            for name in (path.strip(), *needed.split()):
+                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                    raise KernelError(
+                        f"{self.path}/modules.dep names {name}, which is not below it"
+                    )
+        return found
 
     @cached_property
     def _aliases(self) -> Sequence[tuple[str, str]]:
@@ -146,6 +155,13 @@ class ModuleTree:
                 else:
                     side.append(word)
         return found
+
+
+def remove_links(root: Path) -> None:
+    """Remove what modules_install leaves below ``root``: build and source lead to the tree."""
+    for link in root.glob("lib/modules/*/*"):
+        if link.is_symlink():
+            link.unlink()
 
 
 def write_decompressed(source: Path, target: Path) -> None:

@@ -176,24 +176,26 @@ class Store:
         build: Callable[[Path], None],
         *,
         verify: bool | Sequence[str] = True,
+        patience: float = BUILD_PATIENCE,
     ) -> Entry:
         """Return the entry, after building it if it is not there or damaged.
 
         ``verify`` says whether the files of an entry that is there are read and compared with
         their hashes; or it has patterns of the files for which that is done.
         ``build`` fills a fresh directory.  One process builds; others that want the same entry
-        wait for it.  Raises ImageError when it cannot be built; then nothing is published.
+        wait for it, ``patience`` seconds.  Raises ImageError when it cannot be built; then nothing
+        is published.
         """
         found = self._sound(kind, key, verify=verify)
         if found is not None:
             return self._touch(found)
         try:
-            with self._lock(f"{kind}-{key}", BUILD_PATIENCE):
+            with self._lock(f"{kind}-{key}", patience):
                 found = self._sound(kind, key, verify=verify)
                 return self._touch(found) if found else self._build(kind, key, build)
         except filelock.Timeout as error:
             raise ImageError(
-                f"another process has been building {kind} {key[:12]} for {BUILD_PATIENCE:.0f} s",
+                f"another process has been building {kind} {key[:12]} for {patience:.0f} s",
                 hint="end it, or use another NVH_CACHE",
             ) from error
 

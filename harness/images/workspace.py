@@ -100,8 +100,9 @@ class Workspace:
             say(f"copying {source.name}")
         # After a crash, what is noted as in doubt is looked at again.
         self._note(known | dict.fromkeys(fresh | gone, _IN_DOUBT))
-        for name in gone:
+        for name in sorted(gone, reverse=True):
             (self.tree / name).unlink(missing_ok=True)
+            self._remove_empty(PurePath(name).parent)
         changed = len(gone)
         for folder in {PurePath(name).parent for name in fresh}:
             (self.tree / folder).mkdir(parents=True, exist_ok=True)
@@ -110,6 +111,16 @@ class Workspace:
             changed += _put(origin, self.tree / name, link=source.ours and not known)
         self._note(wanted)
         return changed
+
+    def _remove_empty(self, folder: PurePath) -> None:
+        """Remove a folder that is empty, and those around it: a file may take its place."""
+        for empty in (folder, *folder.parents):
+            if not empty.parts:
+                return
+            try:
+                (self.tree / empty).rmdir()
+            except OSError:
+                return
 
     def _known(self) -> dict[str, str]:
         try:

@@ -133,7 +133,7 @@ def ending(found: Bisection, folder: Path, names: Mapping[str, str], nvh: str) -
 
     The evidence is that of the two kernels beside the turn.
     """
-    after = found.step_of(found.first[-1] if found.first else "")
+    after = _after(found)
     before = _before(found)
     unit = "commit" if found.tree else "kernel"
     lines = [""]
@@ -176,6 +176,15 @@ def again(found: Bisection, step: Step, nvh: str) -> str:
 def write_ending(folder: Path, text: str) -> None:
     """Keep the text that a bisection ended with."""
     write_atomic(folder / RESULT, text.lstrip("\n"))
+
+
+def _after(found: Bisection) -> Step | None:
+    """Return the step on the new side that lies nearest to the turn.
+
+    Of those that may be the first it is the last kernel, but the first commit: git's order.
+    """
+    tried = filter(None, map(found.step_of, found.first))
+    return next((step for step in tried if step.verdict is found.turn.new), None)
 
 
 def _before(found: Bisection) -> Step | None:

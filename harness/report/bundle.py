@@ -23,6 +23,7 @@ from typing import Any
 from harness import process
 from harness.errors import HostError
 from harness.images.kernel import Kernel
+from harness.images.modules import ModuleTree
 from harness.images.store import file_hash
 from harness.report.escape import one_line, slug
 from harness.report.record import TestRecord
@@ -150,8 +151,9 @@ class Bundles:
     def _shared(self) -> Path:
         """Return the directory of what all tests share, made by whichever process comes first."""
         if self._setting is None:
-            self._setting = self._make()
-            self._kernel = kernel_facts(self._setting)  # once: the image is hashed
+            setting = self._make()
+            self._kernel = kernel_facts(setting)  # once: the image is hashed
+            self._setting = setting
         target = self._folder / f".{SHARED}"
         if target.is_dir():
             return target
@@ -176,11 +178,10 @@ class Bundles:
                     _copy_tail(self._results / name, made / f"boot-{name}")
         link = folder / SHARED
         if link.is_symlink():
-            said = "".join(
-                _text(file) for file in (evidence / "commands", evidence / "output.txt")
-            ) + "".join(
-                _text(file) for file in (link / "testcases/reports").glob(f"{record.row}.sh")
-            )
+            files = [evidence / "commands", evidence / "output.txt"]
+            files += (link / "testcases/reports").glob(f"{record.row}.sh")
+            # A report's program is called as it is; its guest may not have come to run it.
+            said = "\n".join([record.row or "", *map(_text, files)])
             with _whole(link) as made:
                 _link_tree(link.resolve(), made, lambda path: _wanted(path, said))
 
@@ -261,14 +262,24 @@ def _lay_down(setting: Setting, target: Path) -> None:
         # As it would be installed: nvh finds the modules beside the image.
         _copy(kernel.image, target / "kernel/boot" / f"vmlinuz-{kernel.release}")
         if kernel.modules is not None:
-            shutil.copytree(
-                kernel.modules, target / "kernel/lib/modules" / kernel.release, symlinks=False
-            )
+            _copy_modules(kernel.modules, target / "kernel/lib/modules" / kernel.release)
 
 
 def _copy(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(file, target)
+
+
+def _copy_modules(tree: Path, target: Path) -> None:
+    """Copy what a guest gets of a kernel's modules; a module that is a link as what it leads to.
+
+    Beside them an installed kernel has ``build`` and ``source``: links to all of its tree or to
+    nowhere, or the headers themselves.
+    """
+    listed = [tree / path for path in ModuleTree(tree).files.values()]
+    for file in (*listed, *tree.glob("modules.*")):
+        if file.is_file():
+            _copy(file, target / file.relative_to(tree))
 
 
 def _copy_tail(file: Path, target: Path) -> None:

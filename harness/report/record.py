@@ -43,6 +43,7 @@ class TestRecord:
     proofs: tuple[Mapping[str, Any], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     findings: tuple[Mapping[str, Any], ...] = ()  # kernel splats that no test declared
+    of_host: bool = False  # the host kept it from running, whatever the kernel
     known: str = ""  # id of the known issue that explains a FAIL
     fixed: tuple[str, ...] = ()  # known issues that were expected here and did not show
     steps: tuple[Mapping[str, Any], ...] = ()  # what the guest was told, when, for how long
@@ -124,6 +125,7 @@ class TestRecord:
             proofs=_mappings(values.get("proofs", ())),
             facts=dict(values.get("facts", {})),
             findings=tuple(map(_finding, _mappings(values.get("findings", ())))),
+            of_host=values.get("of_host") is True,
             known=str(values.get("known", "")),
             fixed=tuple(str(issue) for issue in values.get("fixed", ())),
             steps=_mappings(values.get("steps", ())),

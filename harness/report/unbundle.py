@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tarfile
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ MEMBER_LIMIT = 20_000
 _TEXT_LIMIT = 64 << 20
 _TEST = re.compile(r"testcases/(test_[a-z0-9_]{1,60})\.py::(test_[a-z0-9_]{1,120})(\[.{1,200}\])?")
 _REPORT = re.compile(r"testcases/test_reports\.py::test_report\[([a-z][a-z0-9_]{0,40})\]")
+#: Options of QEMU's devices that name nothing of the host's, as host, romfile and drive do.
+_HARMLESS = frozenset({"addr", "bus", "dma_mask", "mac", "membar", "serial"})
 _PROGRAM = re.compile(r"[a-z][a-z0-9_]{0,60}")
 
 
@@ -82,6 +85,14 @@ class Bundle:
         described = load_machine(file)
         asks = [f"NVDIMM {dimm.name} on {dimm.path}" for dimm in described.nvdimms if dimm.path]
         asks += [f"PCI device {device.host}" for device in described.pci if device.host]
+        for device in described.pci:
+            if re.search("vfio|vhost", device.device):
+                asks.append(f"QEMU device {device.device}")
+            asks += [
+                f"option {key} of {device.device}"
+                for key, _ in device.options
+                if key not in _HARMLESS
+            ]
         asks += [f"qemu_args {' '.join(described.qemu_args)}"] if described.qemu_args else []
         if asks:
             raise BundleError(
@@ -99,6 +110,9 @@ class Bundle:
         told = told if isinstance(told, Mapping) else {}
         images = sorted((self.folder / SHARED / "kernel/boot").glob("vmlinuz-*"))
         if images:
+            for path in (self.folder / SHARED / "kernel").rglob("*"):
+                if path.is_symlink():  # what it points to would be read into the guest
+                    raise BundleError(f"{path} is a link, and no bundle's kernel has one")
             # An image, never a tree: make would be run in that.
             return str(images[0]), "the bundle's own"
         selector = told.get("selector")
@@ -171,6 +185,9 @@ def _extract(archive: Path, tar: Path, target: Path) -> Path:
                 while chunk := source.read(1 << 20):
                     out.write(chunk)
             path.chmod(0o755 if member.mode & 0o100 else 0o644)
+            # A kernel is known again by its modules' times.
+            seconds = min(max(int(member.mtime), 0), 1 << 32)
+            os.utime(path, (seconds, seconds))
     if len(tops) != 1:
         raise BundleError(f"{archive} is no bundle: it holds {len(tops)} directories")
     return target / tops.pop()
