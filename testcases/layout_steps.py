@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.guest import Guest
 from harness.verdict.expectation import Case
+from testcases.filesystems import NAMESPACE
 
 #: What the report of a test carries whether or not it is judged.
 _TOLD = (
@@ -63,3 +64,17 @@ def prove_reuse(case: Case, facts: dict[str, Any]) -> None:
         seen=f"{facts['refill_pages']} pages",
     )
     case.expect("refill_content without a pin", facts["refill_content"], right="OK")
+
+
+def disabled(guest: Guest, fs: str) -> str:
+    """Disable the file system's namespace; return "ended", or how that failed.
+
+    It waits until nobody refers to the namespace's pages any more, and for ever where a pin has
+    left a reference behind.  Nothing of it is needed afterwards.
+    """
+    device = guest.namespace(NAMESPACE[fs]).device.removeprefix("/dev/")
+    # By hand, for what ndctl costs under TCG.
+    device = f"/sys/block/{device}/device"
+    unbind = f"cd $(readlink -f {device}) && basename $PWD > driver/unbind"
+    done = guest.run(f"{unbind} && ! test -e {device}", timeout=20.0, check=False)
+    return "ended" if done.status == 0 else done.stderr.strip()

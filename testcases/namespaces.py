@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from harness.guest import Guest
+from harness.guest.filesystem import Mount
 from harness.guest.ssh import Result
+from harness.verdict.expectation import Case
 
 _SYSFS = "/sys/bus/nd/devices"
 #: ndctl's time for one namespace under TCG is 1 to 3 s, stretched by the guest's scale.
@@ -102,6 +105,52 @@ def _mapped(guest: Guest, device: str) -> str:
     """Return how much of device-dax is mapped: nothing less than its alignment can be."""
     align = guest.run(f"cat /sys/bus/dax/devices/{device.removeprefix('/dev/')}/align").stdout
     return str(max(int(align), 2 << 20))
+
+
+_DRIVER = "/sys/bus/nd/drivers/nd_pmem"
+#: The namespace is bound as it is, whatever its info block at 4 KiB says; a byte there that says
+#: nothing, but is in the checksum, is changed; and it is bound again.
+_DAMAGE = """
+cd {sysfs}/{dev} && echo 1 > force_raw && echo {dev} > {driver}/bind && disk=/dev/$(ls block) &&
+dd if=$disk of=/tmp/info bs=4096 skip=1 count=1 iflag=direct && cp /tmp/info /tmp/damaged &&
+printf x | dd of=/tmp/damaged bs=1 seek=2000 conv=notrunc && ! cmp -s /tmp/info /tmp/damaged &&
+dd if=/tmp/damaged of=$disk bs=4096 seek=1 oflag=direct &&
+echo {dev} > {driver}/unbind && echo 0 > force_raw || exit 1
+/bin/echo {dev} > {driver}/bind
+cat mode
+"""
+_MEND = """
+cd {sysfs}/{dev} && dd if=/tmp/info of=/dev/$(ls block) bs=4096 seek=1 oflag=direct &&
+echo {dev} > {driver}/unbind
+"""
+
+
+def damage(guest: Guest, namespace: Namespace) -> str:
+    """Damage the info block of a disabled namespace of fsdax; return the mode that it has then."""
+    words = _DAMAGE.format(sysfs=_SYSFS, driver=_DRIVER, dev=namespace.dev)
+    return guest.run(words, timeout=_TIMEOUT).stdout.strip()
+
+
+def mend(guest: Guest, namespace: Namespace) -> None:
+    """Undo damage() where the namespace is raw for it; it is disabled afterwards."""
+    words = _MEND.format(sysfs=_SYSFS, driver=_DRIVER, dev=namespace.dev)
+    guest.run(words, timeout=_TIMEOUT)
+
+
+def file_in_other_group(guest: Guest, case: Case, mount: Mount, size: str) -> str:
+    """Make a file of xfs whose blocks lie in another allocation group than the first."""
+    # New directories take turns among the groups, and files go where their directory is.
+    folder = f"{mount.path}/3"
+    file = f"{folder}/a"
+    made = guest.run(
+        f"mkdir {mount.path}/1 {mount.path}/2 {folder}; "
+        f"xfs_io -f -c 'falloc 0 {size}' -c 'bmap -v' {file}"
+    )
+    # "0: [0..4095]: 16384..20479 2 (0..4095) 4096 10000"
+    groups = re.findall(r"^\s*\d+: \[\S+\s+\d+\.\.\d+\s+(\d+) ", made.stdout, re.MULTILINE)
+    elsewhere = bool(groups) and "0" not in groups
+    case.prove("the file lies in another group than the first", elsewhere, seen=made.stdout)
+    return file
 
 
 def refused(done: Result) -> str:

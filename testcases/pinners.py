@@ -9,7 +9,8 @@ from harness.guest import Guest
 from harness.guest.guest import WORKLOADS
 from harness.verdict.expectation import Case
 from harness.verdict.known import holds
-from testcases.vfio_steps import prove_oracle, references_left
+from testcases.kprobes import calls
+from testcases.vfio_steps import expect_all, prove_oracle, references_left
 
 # There need not be a udev in the guest: devtmpfs makes the nodes.  Each prints what longpin's
 # --device is to be, or nothing.
@@ -24,16 +25,6 @@ done
 true
 """
 _VIVID = "modprobe -q vivid n_devs=1 node_types=0x101 multiplanar=1 allocators=0; true"
-# How often a function of the kernel is called while longpin registers a buffer.
-_COUNT_CALLS = """
-cd /sys/kernel/tracing 2>/dev/null || cd /sys/kernel/debug/tracing || exit
-echo 'p:nvh/called {function}' >> kprobe_events || exit
-echo 1 > events/nvh/called/enable
-{workload} >&2
-echo 0 > events/nvh/called/enable
-while read -r name hits _; do [ "$name" = called ] && echo $hits; done < kprobe_profile
-echo '-:nvh/called' >> kprobe_events
-"""
 # 2 keeps even root out; what a distribution has set is not what a row is about.
 _IO_URING = "echo 0 2>/dev/null > /proc/sys/kernel/io_uring_disabled; true"
 
@@ -87,11 +78,15 @@ class Pins:
     def observe(self, *options: str) -> dict[str, Any]:
         """Ask for a pin and return what came of it; SKIP where the kernel has no such pinner."""
         device = ("--device", self._device) if self._device else ()
-        options = ("--pinner", self.pinner.name, *device, *options)
-        done = self.guest.workload("longpin", *options)
+        return self._ask("longpin", "--pinner", self.pinner.name, *device, *options)
+
+    def _ask(self, program: str, *options: str, without: str = "") -> dict[str, Any]:
+        """Return a program's facts; SKIP where the kernel lacks anything but what may be lacked."""
+        done = self.guest.workload(program, *options)
         self.case.fact(done.command, done.facts)
-        if "missing" in done.facts:
-            missing = f"{done.facts['missing']}: {done.facts['missing_why']}"
+        lacked = done.facts.get("missing", without)
+        if lacked != without:
+            missing = f"{lacked}: {done.facts['missing_why']}"
             self.case.skip(f"the kernel has no {missing}", enable=self.pinner.enable)
         self.case.prove("the workload took all its steps", done.ok, seen=done.failed)
         return done.facts
@@ -122,26 +117,84 @@ class Pins:
         self.expect_taken(what, "--beyond", *options, right=self.case.row.expected("anonymous"))
 
     def expect_limited(self, *options: str) -> None:
-        """Expect that RLIMIT_MEMLOCK is for all that is pinned at a time, and given back after."""
+        """Expect that RLIMIT_MEMLOCK is for all that is pinned at a time, and given back after.
+
+        Also of what is refused before: memory that is only to be read, by who would write to it.
+        """
         options = ("--memlock", "3M", *options)
-        seen = self.expect_taken("with a limit", *options, charged="pinned_kib_limited")
+        seen = self.observe(*options)
+        for what in ("readonly_private", "readonly_shared"):
+            if what in seen:
+                self.case.expect(what, seen[what], right=self.case.row.expected("readonly"))
+        if "partly" in seen:
+            self.case.expect("partly", seen["partly"], right=self.case.row.expected("beyond"))
+        self.judge(f"{self.pinner.name}, with a limit", seen, "OK", "pinned_kib_limited")
         for what in ("pin_more", "pin_again"):
             self.case.expect(what, seen[what])
 
-    def expect_repeated_taken(self) -> None:
-        """Expect a page of a large folio that is mapped often to be pinned, and no other."""
+    def expect_kept_when_shared(self, *options: str) -> None:
+        """Expect pages that a child shares to be the process's own once they are pinned.
+
+        It writes to them, and what is pinned has to be what it has then.
+        """
+        for size, huge in (("1M", False), ("2M", True)):
+            self._expect_kept_when_shared(huge, "--size", size, *options)
+
+    def _expect_kept_when_shared(self, huge: bool, *options: str) -> None:
+        seen = self.observe("--source", "anon-private", "--fork", *options)
+        prove_oracle(self.case, seen)
+        pairs = zip(seen["refs_before"], seen["refs_shared"], strict=True)
+        self.case.prove("a child shares the pages", any(now > then for then, now in pairs))
+        self.case.prove(
+            "the page is a huge one" if huge else "the pages are small ones",
+            seen.get("large_folio") is huge,
+            enable="set CONFIG_TRANSPARENT_HUGEPAGE=y",
+        )
+        self.case.expect(f"{self.pinner.name}, shared by a child", seen["pin"], right="OK")
+        self.case.expect("pages moved by a write", seen["moved_by_write"], right=0)
+        self.case.expect("unpin", seen["unpin"])
+        left = len(seen["refs_before"]) - seen["let_go_of"]
+        self.case.expect("references_left", left)
+
+    def expect_secret_refused(self) -> None:
+        """Expect no pin of memfd_secret's pages, though they are in the page table.
+
+        A kernel without them has nothing to refuse: there V7, which is about them, is SKIP.
+        """
+        device = ("--device", self._device) if self._device else ()
+        options = ("--source", "secret", "--size", "64K", "--access", "r")
+        options = ("--pinner", self.pinner.name, *device, *options)
+        seen = self._ask("longpin", *options, without="memfd_secret")
+        if "missing" not in seen:
+            self.judge("secret memory", seen, self.case.row.expected("secret"))
+
+    def expect_table(self, program: str, key: str, *options: str) -> None:
+        """Expect of another program's facts what a table of the row says; SKIP what is missing."""
+        seen = self._ask(program, *options)
+        self.case.prove(
+            "reference counts can be read",
+            "refcount_missing" not in seen,
+            seen=seen.get("refcount_missing", ""),
+            enable="set CONFIG_KPROBE_EVENTS=y CONFIG_PERF_EVENTS=y",
+        )
+        expect_all(self.case, seen, key)
+
+    def expect_large_folios_taken(self) -> None:
+        """Expect the pages that are meant of large folios: one mapped often, parts of several."""
         mount = "mkdir -p /tmp/large && mount -t tmpfs -o huge=always,size=16M nvh /tmp/large"
         if self.guest.run(mount, check=False).status != 0:
             self.case.skip("no tmpfs with large folios", enable="set CONFIG_TRANSPARENT_HUGEPAGE=y")
         try:
             seen = self.observe("--source", "file:/tmp/large/file", "--size", "64K", "--repeat")
+            if not seen.get("large_folio"):
+                self.case.skip(
+                    "no 2 MiB of memory are in one piece", enable="give the guest more memory"
+                )
+            self.judge("one page of a large folio", seen, "OK", "pinned_kib_folio")
+            options = ("--case", "pieces", "--file", "/tmp/large/pieces")
+            self.expect_table("buffers", "pieces", *options)
         finally:
             self.guest.run("umount /tmp/large")
-        if not seen.get("large_folio"):
-            self.case.skip(
-                "no 2 MiB of memory are in one piece", enable="give the guest more memory"
-            )
-        self.judge("one page of a large folio", seen, "OK", "pinned_kib_folio")
 
     def expect_fsdax_refused(self, path: str, right: str) -> None:
         """Expect that no mapping of a DAX file is pinned, and that the file is free at once.
@@ -198,13 +251,21 @@ class Pins:
         self.case.expect(what, seen["pin"], right=right)
         if right == "OK" and "unpin" in seen:
             prove_oracle(self.case, seen)
+            if "half_absent" in seen:
+                self.case.prove("half of it is not in the page table", seen["half_absent"])
             pairs = zip(seen["refs_before"], seen["refs_pinned"], strict=True)
             self.case.expect("pages pinned", all(now > then for then, now in pairs), right=True)
             self.expect_charged(seen["pinned_kib"] - seen["pinned_before_kib"], charged)
-            for transfer in ("copied", "copied_piece", "read_piece"):
+            for transfer in ("copied", "copied_piece", "copied_end", "read_piece"):
                 if transfer in seen:
                     right_copy = self.case.row.expected("copied")
                     self.case.expect(f"{what}: {transfer}", seen[transfer], right=right_copy)
+            for transfer in ("outside_begin", "outside_end", "outside_memory"):
+                if transfer in seen:
+                    right_copy = self.case.row.expected("outside")
+                    self.case.expect(f"{what}: {transfer}", seen[transfer], right=right_copy)
+            if "pin_twice" in seen:
+                self.case.expect("pin_twice", seen["pin_twice"])
             self.case.expect("unpin", seen["unpin"])
         if "refs_before" in seen:
             self.case.expect("references_left", references_left(seen))
@@ -247,15 +308,14 @@ def iouring_calls(pins: Pins) -> str:
     """
     pins.prove_working()
     workload = f"{WORKLOADS}/longpin --pinner io_uring"
-    script = _COUNT_CALLS.format(function="pin_user_pages", workload=workload)
-    hits = pins.guest.run(script, check=False).stdout.strip()
+    hits = calls(pins.guest, "pin_user_pages", workload)
     pins.case.fact("calls of pin_user_pages", hits)
     pins.case.prove(
         "calls of pin_user_pages can be counted",
-        hits.isdecimal(),
+        hits is not None,
         enable="set CONFIG_KPROBE_EVENTS=y",
     )
-    return "pin_user_pages" if int(hits) else "pin_user_pages_fast"
+    return "pin_user_pages" if hits else "pin_user_pages_fast"
 
 
 def checks_files(pins: Pins) -> str:

@@ -9,6 +9,7 @@ import pytest
 from harness.guest import Guest
 from harness.verdict.expectation import Case
 from testcases.filesystems import ALIGNED, NAMES, dax_mount
+from testcases.vfio_steps import LEAK
 
 _LEVELS = {"4k": "pages_4k", "2m": "pages_2m", "1g": "pages_1g"}
 
@@ -161,6 +162,7 @@ def test_k4_fsdax_references_come_back(guest: Guest, case: Case, fs: str) -> Non
 def test_k5_kvm_and_device(guest: Guest, case: Case, name: str, page: str, size: str) -> None:
     """The VM and a device behind VFIO work on the same huge page; each sees the other's data."""
     options = ("--source", f"dax:{guest.namespace(name).device}", "--size", size)
+    case.allow(LEAK)
     facts = run_vm(guest, case, *options, "--device", guest.vfio("edu").address)
     case.prove("edu is behind an IOMMU", facts["iommu"] != "none", seen=facts["iommu"])
     for key in ("map", "exit", "memory", "device_output", "device_read", "device_write"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from typing import Any
 
@@ -68,6 +69,17 @@ def test_n1_life_of_a_namespace(
     namespaces.ndctl(guest, "enable-namespace", made.dev)
     case.expect("enabled", namespaces.state(guest, made))
     case.expect("data", namespaces.read_pattern(guest, made.device))
+    if sectors:
+        # A block that is taken for a free one is overwritten.
+        namespaces.write_pattern(guest, made.device)
+        case.expect("data written anew", namespaces.read_pattern(guest, made.device), right="equal")
+    if mode == "fsdax" and align == "4K":
+        # What begins the namespace is believed when its checksum is right, and else is data.
+        namespaces.ndctl(guest, "disable-namespace", made.dev)
+        case.expect("damaged", namespaces.damage(guest, made))
+        namespaces.mend(guest, made)
+        namespaces.ndctl(guest, "enable-namespace", made.dev)
+        case.expect("data", namespaces.read_pattern(guest, made.device))
     namespaces.ndctl(guest, "destroy-namespace", "-f", made.dev)
     again = namespaces.room(guest, old.region)
     case.expect("bytes free after destroying it", again.available, right=empty.size)
@@ -98,6 +110,8 @@ def test_n1_labels_tell_the_namespaces(guest: Guest, case: Case) -> None:
     region = old.region
     namespaces.ndctl(guest, "destroy-namespace", "-f", old.dev)
     empty = namespaces.room(guest, region).available
+    dimm = json.loads(namespaces.ndctl(guest, "list", "-D", "-r", region).stdout)[0]["dev"]
+    slots = _free_slots(guest, dimm)
     made = [
         namespaces.create(guest, region, "-m", mode, "-s", str(size), "-n", name)
         for mode, size, name in (("raw", 16 * MIB, "first"), ("fsdax", 32 * MIB, "second"))
@@ -119,22 +133,36 @@ def test_n1_labels_tell_the_namespaces(guest: Guest, case: Case) -> None:
         done = guest.run(f"/bin/echo {size} > {folder}/size; cat {folder}/size", check=False)
         case.fact(f"size {what}", done.stderr.strip())
         case.expect(f"size_{what}", done.stdout.strip())
+    # A label for each that has a uuid and a size, however often it was written.
+    case.expect("labels free beside three", _free_slots(guest, dimm), right=slots - 3)
     guest.run(f"/bin/echo 0 > {folder}/size")
+    case.expect("labels free beside two", _free_slots(guest, dimm), right=slots - 2)
     taken = namespaces.room(guest, region).available
     case.expect("bytes free beside them", taken, right=empty - 48 * MIB)
-    dimm = json.loads(namespaces.ndctl(guest, "list", "-D", "-r", region).stdout)[0]["dev"]
     for words in (("disable-region", region), ("disable-dimm", dimm)):
         namespaces.ndctl(guest, *words)
     for words in (("enable-dimm", dimm), ("enable-region", region)):
         namespaces.ndctl(guest, *words)
     case.expect("namespaces read anew", _listed(guest, region), right=before)
+    case.expect("labels free, read anew", _free_slots(guest, dimm), right=slots - 2)
     case.expect("bytes free", namespaces.room(guest, region).available, right=taken)
     for space in made:
         case.expect("data", namespaces.read_pattern(guest, space.device))
     # One goes: the other keeps its place and its data.
     namespaces.ndctl(guest, "destroy-namespace", "-f", made[0].dev)
     case.expect("the other namespace", _listed(guest, region), right=before[1:])
+    case.expect("labels free beside one", _free_slots(guest, dimm), right=slots - 1)
+    taken = namespaces.room(guest, region).available
+    case.expect("bytes free beside one", taken, right=empty - 32 * MIB)
+    # Before it and behind it: no namespace can have both.
+    extent = guest.run(f"cat /sys/bus/nd/devices/{region}/max_available_extent").stdout.strip()
+    case.expect("bytes in one piece", int(extent), right=empty - 48 * MIB)
     case.expect("data", namespaces.read_pattern(guest, made[1].device))
+
+
+def _free_slots(guest: Guest, dimm: str) -> int:
+    """Return how many more labels an NVDIMM has room for."""
+    return int(guest.run(f"cat /sys/bus/nd/devices/{dimm}/available_slots").stdout)
 
 
 def _listed(guest: Guest, region: str) -> list[dict[str, Any]]:
@@ -159,7 +187,8 @@ def test_n1_system_ram(guest: Guest, case: Case) -> None:
         case.skip("the kernel has no kmem driver", enable="set CONFIG_DEV_DAX_KMEM=m")
     # daxctl wants to choose the zone itself ("kernel policy will auto-online memory, aborting").
     guest.run("echo offline > /sys/devices/system/memory/auto_online_blocks")
-    done = guest.run(f"daxctl reconfigure-device -m system-ram {name}", timeout=60.0, check=False)
+    system_ram = f"daxctl reconfigure-device -m system-ram {name}"
+    done = guest.run(system_ram, timeout=60.0, check=False)
     case.fact("daxctl", done.stderr.strip())
     if "could not find module by name='kmem'" in done.stderr:
         case.skip(
@@ -170,12 +199,32 @@ def test_n1_system_ram(guest: Guest, case: Case) -> None:
     listed = json.loads(done.stdout)[0]
     case.expect("mode", listed["mode"], right="system-ram")
     case.expect("bytes of memory more", _memory(guest) - before, right=namespace.size)
-    case.expect("iomem", "System RAM (kmem)" in guest.run("cat /proc/iomem").stdout)
+    start = int(guest.run(f"cat /sys/bus/dax/devices/{name}/resource").stdout, 0)
+    whole = f"{start:x}-{start + namespace.size - 1:x}"
+    case.expect("ranges of memory", _ranges(guest), right=[whole])
     back = guest.run(f"daxctl reconfigure-device -f -m devdax {name}", timeout=60.0)
     case.expect("mode afterwards", json.loads(back.stdout)[0]["mode"], right="devdax")
     case.expect("bytes of memory more afterwards", _memory(guest) - before, right=0)
+    case.expect("ranges of memory afterwards", _ranges(guest), right=[])
     namespaces.write_pattern(guest, namespace.device)
     case.expect("data", namespaces.read_pattern(guest, namespace.device))
+    # The driver goes, but what is in use stays memory, and nobody else gets it.
+    guest.run(f"{system_ram} && /bin/echo {name} > /sys/bus/dax/drivers/kmem/unbind", timeout=60.0)
+    case.expect("bytes of memory more, unbound", _memory(guest) - before, right=namespace.size)
+    case.expect("ranges of memory, unbound", _ranges(guest), right=[whole])
+    done = guest.run(f"/bin/echo {name} > /sys/bus/dax/drivers/kmem/bind", check=False)
+    case.expect("bind_in_use", namespaces.refused(done))
+
+
+def _ranges(guest: Guest) -> list[str]:
+    """Return the physical addresses that kmem has made memory, each within its device's own."""
+    lines = guest.run("cat /proc/iomem").stdout.splitlines()
+    found = []
+    for above, line in itertools.pairwise(lines):
+        where, _, what = line.strip().partition(" : ")
+        if what == "System RAM (kmem)" and above.strip().startswith(f"{where} : dax"):
+            found.append(where)
+    return found
 
 
 def _memory(guest: Guest) -> int:
@@ -342,8 +391,11 @@ def test_n2_driver_unbound_under_a_mount(guest: Guest, case: Case, fs: str) -> N
         driver = "/sys/bus/nd/drivers/nd_pmem"
         device = guest.run(f"basename $(readlink -f /sys/block/{block}/device)").stdout.strip()
         command = f"/bin/echo {device} > {driver}/unbind"
-        source = f"file:{mount.path}/a"
-        options = ("--source", source, "--run", command, "--wait", "8")
+        file = f"{mount.path}/a"
+        if mkfs:
+            # All groups are looked through for who has what lies in them.
+            file = namespaces.file_in_other_group(guest, case, mount, "2m")
+        options = ("--source", f"file:{file}", "--run", command, "--wait", "8")
         facts = guest.workload("hold", *options).facts
         case.fact("hold", facts)
         case.prove("the mapping held data", facts["before"] == "OK", seen=facts["before"])
@@ -359,5 +411,5 @@ def test_n2_driver_unbound_under_a_mount(guest: Guest, case: Case, fs: str) -> N
             case.expect("outcome", outcome)
         guest.run(f"/bin/echo {device} > {driver}/bind")
         guest.run(f"mount -t {kind} -o dax=always {mount.namespace.device} {mount.path}")
-        kept = guest.run(f"stat -c %s {mount.path}/a").stdout.strip()
+        kept = guest.run(f"stat -c %s {file}").stdout.strip()
         case.expect("bytes of the file afterwards", int(kept), right=2 * MIB)

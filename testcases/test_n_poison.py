@@ -8,16 +8,21 @@ mce-inject puts into the kernel's log, from where the NFIT driver lists the bad 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from harness import dax
 from harness.guest import Guest
+from harness.guest.filesystem import Mount
 from harness.guest.ssh import Result
 from harness.verdict.expectation import Case
-from testcases.filesystems import dax_mount
+from testcases.filesystems import NAMESPACE, dax_mount, extent_of
+from testcases.namespaces import file_in_other_group
 from testcases.vfio_steps import aligned
 
+MIB = 1 << 20
 _SHIFT = {"4K": 12, "2M": 21, "1G": 30}
 #: What puts large files on 2 MiB borders, and xfs's map from blocks to files.
 _MKFS = {
@@ -78,20 +83,51 @@ def test_n3_devdax_page(guest: Guest, case: Case, page: str, how: str) -> None:
         judge(case, poison(guest, case, *options), page, how)
 
 
+@contextlib.contextmanager
+def _mounted(guest: Guest, case: Case, fs: str) -> Iterator[Mount]:
+    """Mount with DAX, and xfs with clones as well where it can tell all files of a block."""
+    if fs != "xfs-rmapbt":
+        with dax_mount(guest, case, fs, mkfs=_MKFS[fs]) as mount:
+            yield mount
+        return
+    mkfs = (*_MKFS[fs], "-m", "reflink=1")
+    with dax.mounted(guest, guest.namespace(NAMESPACE["xfs"]), "xfs", mkfs=mkfs) as mount:
+        case.prove("files of the mount are DAX", mount.is_dax, seen=hex(mount.attributes))
+        yield mount
+
+
 @pytest.mark.parametrize("page", ["4K", "2M"])
 @every_fs
 def test_n3_fsdax_page(guest: Guest, case: Case, fs: str, page: str) -> None:
     """The same through a file, whether its file system looks the file up or the page knows it."""
-    with dax_mount(guest, case, fs.partition("-")[0], mkfs=_MKFS[fs]) as mount:
+    with _mounted(guest, case, fs) as mount:
+        file = f"{mount.path}/a"
         if fs != "ext4":
             guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
+        if fs == "xfs-rmapbt":
+            file = file_in_other_group(guest, case, mount, "6m")
         # Two MiB from an odd one on hold no 2 MiB of the file whole.
         where = ("--offset", "2M") if page == "2M" else ("--offset", "1M", "--size", "2M")
-        source = ("--source", f"file:{mount.path}/a", *where)
-        facts = poison(guest, case, *source, "--poison", "--other", "early")
+        early = ("--poison", "--other", "early")
+        facts = poison(guest, case, "--source", f"file:{file}", *where, *early)
         case.prove("the file is DAX", facts["dax"])
         judge(case, facts, page, "early")
         case.expect("unreadable", facts["unreadable"])
+        if fs == "xfs-rmapbt" and page == "4K":
+            # A block of two files: who has either of them mapped is told.
+            clones = ("--source", f"file:{file}1", "--clone", f"{file}2", *where)
+            facts = poison(guest, case, *clones, *early)
+            case.prove("the other file is a clone", facts["clone"] == "OK", seen=facts["clone"])
+            case.prove("both had the same page mapped", facts["same_frame"])
+            judge(case, facts, page, "early")
+            # Pages that files shared are one file's again: the kernel warns where they are not.
+            was, _ = extent_of(guest, mount, f"{file}1", MIB)
+            guest.run(
+                f"for f in {file}1 {file}2; do xfs_io -c 'truncate 0' $f; done; sync; "
+                f"xfs_io -f -c 'falloc 0 3m' -c 'mmap -rw 1m 64k' -c 'mwrite 1m 64k' {file}3"
+            )
+            now, _ = extent_of(guest, mount, f"{file}3", MIB)
+            case.prove("a third file has their blocks", was == now != 0, seen=(hex(was), hex(now)))
         block = mount.namespace.device.removeprefix("/dev/")
         case.expect("badblocks_simulated", bad_blocks(guest, f"/sys/block/{block}"))
         guest.run(f"echo alive > {mount.path}/b && sync")

@@ -29,12 +29,21 @@ def _devdax(guest: Guest) -> tuple[str, ...]:
 
 
 def test_p1_anonymous_memory(guest: Guest, case: Case) -> None:
-    """A buffer is pinned while it is registered, and no longer."""
+    """A buffer is pinned while it is registered, and no longer; its ring's end is its own."""
     pins = Pins(guest, case, IO_URING)
-    for what, source in {"anonymous": "anon-private", "shared": "anon", "memfd": "memfd"}.items():
-        pins.expect_all_or_nothing(what, "--source", source)
+    pins.expect_all_or_nothing("anonymous", "--source", "anon-private")
+    pins.expect_all_or_nothing("shared", "--source", "anon", "--touch", "half")
+    pins.expect_all_or_nothing("memfd", "--source", "memfd", "--end")
     # Some bytes of a first page and of a last one: a page more than the bytes would fill.
-    pins.expect_limited("--source", "memfd", "--inside", "2040", "--size", "2097151")
+    options = ("--source", "memfd", "--inside", "2040", "--size", "2097151")
+    pins.expect_limited(*options, "--partly")
+
+
+def test_p1_buffers_change_hands(guest: Guest, case: Case) -> None:
+    """What a slot gives up is let go of, and what two rings have when both have let go of it."""
+    pins = Pins(guest, case, IO_URING)
+    pins.expect_table("buffers", "update", "--case", "update")
+    pins.expect_table("buffers", "clone", "--case", "clone")
 
 
 def test_p1_shared_memory(guest: Guest, case: Case) -> None:
@@ -43,7 +52,7 @@ def test_p1_shared_memory(guest: Guest, case: Case) -> None:
     with huge_pages(guest, case):
         options = ("--source", "hugetlb", "--size", "4M", "--inside", "12K")
         pins.expect_taken("a part of huge pages", *options, charged="pinned_kib_huge")
-    pins.expect_repeated_taken()
+    pins.expect_large_folios_taken()
 
 
 @every_fs
@@ -100,10 +109,13 @@ def test_p2_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
 
 @pytest.mark.parametrize("access", ["r", "rw"])
 def test_p2_anonymous_memory(guest: Guest, case: Case, access: str) -> None:
-    """A memory region is pinned from its registration to its end."""
+    """A memory region is pinned from its registration to its end, or its device's."""
     pins = Pins(guest, case, RDMA)
-    pins.expect_all_or_nothing("anonymous", "--access", access)
-    pins.expect_limited("--access", access, "--inside", "2040")
+    pins.expect_all_or_nothing("anonymous", "--access", access, "--end")
+    pins.expect_limited("--access", access, "--inside", "2040", "--partly")
+    if access == "r":
+        pins.expect_kept_when_shared("--access", access)
+        pins.expect_secret_refused()
 
 
 @touched
@@ -124,10 +136,16 @@ def test_p3_fsdax_is_refused(guest: Guest, case: Case, fs: str) -> None:
 
 
 def test_p3_anonymous_memory(guest: Guest, case: Case) -> None:
-    """A umem is pinned until its socket is closed."""
+    """A umem is pinned until its socket is closed, and is one that makes sense."""
     pins = Pins(guest, case, XDP)
     pins.expect_all_or_nothing("anonymous")
-    pins.expect_limited()
+    pins.expect_limited("--size", "2050K")  # it ends with half a page
+    pins.expect_table("umem", "umem")
+
+
+def test_p3_partly_mapped_memory(guest: Guest, case: Case) -> None:
+    """Nothing stays charged of a umem of which a part only could be pinned."""
+    Pins(guest, case, XDP).expect_limited("--partly")
 
 
 @every_fs

@@ -28,11 +28,12 @@ from testcases.filesystems import (
     undaxable_device,
     unmounted_state,
 )
+from testcases.kprobes import calls
 from testcases.nvdimm_image import Layout, file_digest, layout, read_blocks, strays
 
 every_fs = pytest.mark.parametrize("fs", NAMES)
 
-_ACKED = "nvh_acked"
+_ACKED = "virtio_pmem_host_ack"
 
 
 @every_fs
@@ -236,7 +237,7 @@ def test_s5_no_dax_where_it_cannot_be(guest: Guest, case: Case, fs: str, lacks: 
 
 
 def _expect_no_dax_of_journal(guest: Guest, case: Case) -> None:
-    """Expect that ext4, where DAX can be had, has it or its data in the journal."""
+    """Expect that ext4, where DAX can be had, has it or data in the journal or in inodes."""
     path = "/mnt/journal"
     guest.run(f"mkdir -p {path}")
     where = ("--type", "ext4", "--device", guest.namespace(NAMESPACE["ext4"]).device)
@@ -247,6 +248,15 @@ def _expect_no_dax_of_journal(guest: Guest, case: Case) -> None:
     words_right = case.row.expected("words_ext4_journal")
     seen = words_right if _count(guest, words_right) else guest.run("dmesg | tail -n 3").stdout
     case.expect("words_ext4_journal", seen)
+    # Nor where a file may have its data in its inode.
+    guest.run(f"debugfs -w -R 'feature inline_data' {where[-1]}")
+    for key, options in (("mount_inline", ""), ("mount_inline_dax", "dax=always")):
+        words = ("--path", path, "--options", options)
+        case.expect(key, guest.workload("try_mount", *where, *words).facts["mount"])
+        guest.run(f"umount {path}", check=False)
+    words_right = case.row.expected("words_ext4_inline")
+    seen = words_right if _count(guest, words_right) else guest.run("dmesg | tail -n 3").stdout
+    case.expect("words_ext4_inline", seen)
 
 
 @every_fs
@@ -361,22 +371,13 @@ def test_s9_virtio_pmem_has_dax_without_map_sync(guest: Guest, case: Case, fs: s
     region = guest.namespace("virtio0").region
     device = guest.run(f"readlink -f /sys/bus/nd/devices/{region}").stdout.strip()
     case.prove("the namespace is on virtio-pmem", "/virtio" in device, seen=device)
-    tracing = "cd /sys/kernel/tracing 2>/dev/null || cd /sys/kernel/debug/tracing"
-    count = f"({tracing} && grep -w {_ACKED} kprobe_profile)"
-    probe = f"echo 'p:{_ACKED} virtio_pmem_host_ack' >> kprobe_events"
-    probed = guest.run(
-        f"{count} || {{ {tracing}; {probe} && echo 1 > events/kprobes/{_ACKED}/enable; }}",
-        check=False,
-    )
-
-    def flushes(command: str) -> int:
-        """Return how often the host has answered a request to flush."""
-        said = guest.run(f"{count} && {command} && {count}").stdout.splitlines()
-        return int(said[-1].split()[1]) - int(said[0].split()[1])
-
     device = guest.namespace("virtio0").device
     raw = f"dd if=/dev/zero of={device} bs=4096 seek=9000 count=1 oflag=direct conv=fsync"
-    acked = {"raw_write_flushed": flushes(f"{raw} 2>/dev/null")} if not probed.status else {}
+    # Each of them is a request to flush that the host has answered.
+    acked = {"raw_write_flushed": calls(guest, _ACKED, f"{raw} 2>/dev/null")}
+    # REQ_FUA, and then the flush of the sync that O_DSYNC is.
+    forced = raw.replace("oflag=direct conv=fsync", "oflag=direct,dsync")
+    acked["forced_write_requests"] = calls(guest, _ACKED, f"{forced} 2>/dev/null")
     with dax_mount(guest, case, fs, nvdimm="virtio0") as mount:
         facts = guest.workload(
             "dax_state", "--path", f"{mount.path}/a", "--create", "64K", "--map"
@@ -384,18 +385,14 @@ def test_s9_virtio_pmem_has_dax_without_map_sync(guest: Guest, case: Case, fs: s
         # What has its block, and makes none: the sync has nothing but the data to see to.
         guest.run(f"sync {mount.path}/a")
         store = f"xfs_io -c 'mmap -w 0 4k' -c 'mwrite 0 4k' -c fdatasync {mount.path}/a"
-        if acked:
-            acked["store_flushed"] = flushes(store)
+        acked["store_flushed"] = calls(guest, _ACKED, store)
     for key in ("dax", "shared", "shared_data", "validate", "validate_data", "sync"):
         case.expect(key, facts[key])
-    if not acked:
-        case.skip(
-            f"the kernel does not tell of requests to the host: {probed.stderr.strip()}",
-            enable="set CONFIG_KPROBE_EVENTS=y",
-        )
     for key, number in acked.items():
+        if number is None:
+            case.skip(f"no kprobe on {_ACKED}()", enable="set CONFIG_KPROBE_EVENTS=y")
         case.fact(f"{key}, requests", number)
-        case.expect(key, number > 0)
+        case.expect(key, number if key == "forced_write_requests" else number > 0)
 
 
 @pytest.mark.parametrize("name", ["devdax2m", "devdax1g"])

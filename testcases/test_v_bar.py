@@ -1,4 +1,4 @@
-"""V11-V14: a BAR of a vfio device (PFNMAP) mapped for DMA."""
+"""V11-V14: a BAR of a vfio device (PFNMAP) mapped for DMA; V22: what else the device gives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from harness.guest import Guest
 from harness.verdict.expectation import Case
-from testcases.vfio_steps import observe
+from testcases.vfio_steps import expect_all, observe
 
 TOUCHED = pytest.mark.parametrize("touch", ["none", "read"], ids=["untouched", "touched"])
 
@@ -54,3 +54,9 @@ def test_v14_bar_goes_away(guest: Guest, case: Case, touch: str, order: str) -> 
     seen = observe(guest, case, "vfio_bar", "--order", order, "--touch", touch)
     case.expect("map", seen["map"])
     case.expect("whole_unmapped", seen["unmapped"] == seen["size"])
+
+
+def test_v22_registers_and_interrupts(guest: Guest, case: Case) -> None:
+    """Registers by read() and write() end where the BAR does; interrupts arrive by eventfd."""
+    seen = observe(guest, case, "vfio_device")
+    expect_all(case, seen, "registers", "msi", "intx")

@@ -7,6 +7,7 @@ import pytest
 from harness.guest import Guest
 from harness.verdict.expectation import Case
 from testcases.filesystems import page_cache_mount
+from testcases.pinners import IO_URING, Pins
 from testcases.vfio_steps import (
     SHARED_MEMORY,
     by_kernel,
@@ -73,6 +74,13 @@ def test_v1_movable_memory(guest: Guest, case: Case) -> None:
     case.expect("all left", left, right=by_kernel(guest, case, "all_leave_movable"))
     for what in ("device_read", "device_write", "unmap"):
         case.expect(what, seen[what])
+    # VFIO looks at each mapping; pin_user_pages_fast() takes what it finds in the page table.
+    seen = Pins(guest, case, IO_URING).observe("--source", "anon-private", "--size", "256K")
+    before = seen.get("movable_before", 0)
+    case.prove("the buffer's pages lie in ZONE_MOVABLE", before > 0, seen=before)
+    case.expect("io_uring", seen["pin"], right="OK")
+    left = seen["movable_pinned"] == 0
+    case.expect("all left a buffer", left, right=by_kernel(guest, case, "all_leave_movable"))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
@@ -34,11 +35,29 @@ static uint64_t seed_of(size_t spot, size_t member)
 	return SEED + (member == 1 ? rounds(spot) : 0);
 }
 
+/* A BTT has a free block and a log for each CPU: in turn, so that each has a write of every run. */
+static void move_to_cpu_of(size_t spot)
+{
+	static cpu_set_t all;
+	cpu_set_t one;
+	int cpu = -1;
+
+	if (CPU_COUNT(&all) == 0 && sched_getaffinity(0, sizeof(all), &all))
+		nvh_bail("sched_getaffinity: %s", nvh_errname(errno));
+	for (size_t skip = spot % (size_t)CPU_COUNT(&all) + 1; skip; skip -= CPU_ISSET((size_t)cpu, &all))
+		cpu++;
+	CPU_ZERO(&one);
+	CPU_SET((size_t)cpu, &one);
+	if (sched_setaffinity(0, sizeof(one), &one))
+		nvh_bail("sched_setaffinity: %s", nvh_errname(errno));
+}
+
 static void store(int fd, size_t blocks, char *buffer)
 {
 	for (size_t spot = 0; spot < SPOTS; spot++) {
 		size_t at = first_of(spot, blocks) * BLOCK;
 
+		move_to_cpu_of(spot);
 		memory_fill_at(buffer, GROUP * BLOCK, SEED, at);
 		if (pwrite(fd, buffer, GROUP * BLOCK, (off_t)at) != (ssize_t)(GROUP * BLOCK))
 			nvh_bail("write at %zu: %s", at, nvh_errname(errno));
@@ -49,6 +68,7 @@ static void store(int fd, size_t blocks, char *buffer)
 
 			if (round > rounds(spot))
 				continue;
+			move_to_cpu_of(spot);
 			memory_fill_at(buffer, BLOCK, SEED + round, at);
 			if (pwrite(fd, buffer, BLOCK, (off_t)at) != (ssize_t)BLOCK)
 				nvh_bail("write at %zu: %s", at, nvh_errname(errno));

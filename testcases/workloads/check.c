@@ -17,6 +17,12 @@
 static char *wrong; /* shared with the checks */
 #define WRONG_SIZE 200
 
+void must(bool ok, const char *what)
+{
+	if (!ok)
+		nvh_bail("%s: %s", what, nvh_errname(errno));
+}
+
 void check_differs(const char *fmt, ...)
 {
 	va_list args;

@@ -8,6 +8,9 @@
 
 #include <stdbool.h>
 
+/* What a check cannot do without: nvh_bail() with errno's name where it is not so. */
+void must(bool ok, const char *what);
+
 /* Why the running check is not OK, also from its children; the first reason counts. */
 void check_differs(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

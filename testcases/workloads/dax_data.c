@@ -52,12 +52,6 @@ static char *map(int fd, int prot, int flags)
 	return map_as(fd, prot, flags, small);
 }
 
-static void must(bool ok, const char *what)
-{
-	if (!ok)
-		nvh_bail("%s: %s", what, nvh_errname(errno));
-}
-
 /* A file of SIZE bytes: nothing but a hole, allocated and unwritten, or the pattern SEED_OLD. */
 enum start { HOLE, UNWRITTEN, WRITTEN };
 
@@ -75,17 +69,12 @@ static int file_make(const char *name, int start)
 	return fd;
 }
 
-static bool all_zero(const char *bytes, size_t size)
-{
-	return size == 0 || (bytes[0] == 0 && !memcmp(bytes, bytes + 1, size - 1));
-}
-
 /* What [from, to) must hold: a pattern by the file's offsets, or zeros (seed 0). */
 static void look(const char *who, const char *bytes, size_t from, size_t to, uint64_t seed)
 {
 	if (from >= to)
 		return;
-	if (!seed && !all_zero(bytes + from, to - from))
+	if (!seed && !memory_is_zero(bytes + from, to - from))
 		check_differs("%s: not all zero in 0x%zx-0x%zx", who, from, to);
 	if (seed && memory_check_at(bytes + from, to - from, seed, from) != to - from)
 		check_differs("%s: differs at 0x%zx", who,
@@ -259,6 +248,7 @@ static void beyond_the_end(const char *name, int start)
 	int fd = file_make(name, start);
 	char *view = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED);
 	char *own = map(fd, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	uint64_t block, last;
 
 	memory_touch(view, SIZE, true);
 	memory_touch(own, SIZE, false);
@@ -277,6 +267,15 @@ static void beyond_the_end(const char *name, int start)
 	check_access("store beyond the old end", view + SIZE - 8, true, 0, 0);
 	read_window(fd, FROM, end, SEED_OLD, 0);
 	close(fd);
+	/* Of 2 MiB the last page alone is not there, and its block is.  In a mapping that can be huge anew. */
+	fd = file_make(name, HOLE);
+	view = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED);
+	must(ftruncate(fd, SIZE - 4096) == 0 && fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, SIZE) == 0, "fallocate");
+	must(ballast_where(fd, HUGE_PAGE / 4096, &block) && block % HUGE_PAGE == 0 &&
+	     ballast_where(fd, SIZE / 4096 - 1, &last) && last == block + HUGE_PAGE - 4096, "2 MiB in one piece");
+	check_access("store before the end", view + HUGE_PAGE, true, 0, 0);
+	check_access("store into the page beyond", view + SIZE - 8, true, SIGBUS, BUS_ADRERR);
+	close(fd);
 }
 
 /* A hole is punched into mapped pages; it begins and ends within pages. */
@@ -284,8 +283,10 @@ static void punched(const char *name, int start)
 {
 	int fd = file_make(name, start);
 	char *one = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), *two = map(fd, PROT_READ, MAP_SHARED);
+	char *own = map(fd, PROT_READ | PROT_WRITE, MAP_PRIVATE);
 	size_t at = HUGE_PAGE - 4096 - 100, end = HUGE_PAGE + 4096 + 300;
 
+	memory_fill_at(own + TO, 4096, SEED_NEW, TO);
 	memory_touch(one, SIZE, true);
 	memory_touch(two, SIZE, false);
 	must(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(end - at)) == 0, "punch");
@@ -296,6 +297,7 @@ static void punched(const char *name, int start)
 	memory_fill_at(one + HUGE_PAGE, 4096, SEED_NEW, HUGE_PAGE);
 	look("another mapping", two, HUGE_PAGE, HUGE_PAGE + 4096, SEED_NEW);
 	look("the punched page before", two, HUGE_PAGE - 4096, HUGE_PAGE, 0);
+	look("a private copy elsewhere", own, TO, TO + 4096, SEED_NEW);
 	close(fd);
 }
 

@@ -9,9 +9,16 @@
 #include <stdint.h>
 #include <sys/ioctl.h>
 
+#define IOMMU_DESTROY _IO(';', 0x80)
 #define IOMMU_IOAS_ALLOC _IO(';', 0x81)
+#define IOMMU_IOAS_COPY _IO(';', 0x83)
 #define IOMMU_IOAS_MAP _IO(';', 0x85)
 #define IOMMU_IOAS_UNMAP _IO(';', 0x86)
+
+struct iommu_destroy {
+	uint32_t size;
+	uint32_t id;
+};
 
 struct iommu_ioas_alloc {
 	uint32_t size;
@@ -33,6 +40,16 @@ struct iommu_ioas_map {
 	uint64_t user_va;
 	uint64_t length;
 	uint64_t iova;
+};
+
+struct iommu_ioas_copy {
+	uint32_t size;
+	uint32_t flags;
+	uint32_t dst_ioas_id;
+	uint32_t src_ioas_id;
+	uint64_t length;
+	uint64_t dst_iova;
+	uint64_t src_iova;
 };
 
 struct iommu_ioas_unmap {

@@ -4,8 +4,11 @@
  * truncated.  What is pinned may begin anywhere in a page, and may be refused for its last page.
  */
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "memory.h"
@@ -13,6 +16,8 @@
 #include "pinner.h"
 #include "probe.h"
 #include "refcount.h"
+#include "refusals.h"
+#include "transfers.h"
 #include "uring.h"
 
 /* How long the references of pages that were let go of may stay. */
@@ -22,11 +27,10 @@
 
 #define SEED_FILE 1
 #define SEED_COPY 2
-#define SEED_READ 3
 
-enum { TOUCH_NONE, TOUCH_READ, TOUCH_WRITE };
+enum { TOUCH_NONE, TOUCH_READ, TOUCH_WRITE, TOUCH_HALF };
 
-static const char *const touch_words[] = {"none", "read", "write", NULL};
+static const char *const touch_words[] = {"none", "read", "write", "half", NULL};
 static const char *const access_words[] = {"r", "rw", NULL};
 static const char *const prot_words[] = {"r", "rw", NULL};
 
@@ -47,6 +51,9 @@ static const char *prot_text = "rw";
 static const char *access_text = "rw";
 static const char *touch_text = "write";
 static bool beyond_test;
+static bool partly_test;
+static bool fork_test;
+static bool end_test;
 static bool repeat;
 static bool truncate_test;
 
@@ -57,12 +64,15 @@ static const struct nvh_option options[] = {
 	{"size", &size_text, NULL, "bytes to pin (default 2M)"},
 	{"offset", &offset_text, NULL, "file offset of the mapping (default 0)"},
 	{"inside", &inside_text, NULL, "begin to pin so many bytes behind the mapping's begin (default 0)"},
-	{"repeat", NULL, &repeat, "have one page of the file at every address, and tell whether it is of a large folio"},
+	{"repeat", NULL, &repeat, "have one page of the file at every address, and tell if it is of a large folio"},
 	{"prot", &prot_text, NULL, "of the mmap: r, rw (default rw)"},
 	{"access", &access_text, NULL, "what the pinner is to do with the memory: r, rw (default rw)"},
-	{"touch", &touch_text, NULL, "before pinning: none, read, write (default write)"},
+	{"touch", &touch_text, NULL, "before pinning: none, read, write, half of what was written (default write)"},
+	{"fork", NULL, &fork_test, "before pinning, have a child that shares the memory; write to it when pinned"},
 	{"beyond", NULL, &beyond_test, "first have a page pinned with it that is not mapped"},
 	{"memlock", &memlock_text, NULL, "RLIMIT_MEMLOCK in bytes, and no CAP_IPC_LOCK: pin more, then again"},
+	{"partly", NULL, &partly_test, "with --memlock: first as much of which all but a page is not mapped"},
+	{"end", NULL, &end_test, "let go by closing what was pinned with"},
 	{"truncate", NULL, &truncate_test, "truncate the file while the pinner is still open"},
 	{0},
 };
@@ -74,6 +84,7 @@ static char *start; /* of what is to be pinned */
 static size_t length;
 static struct probe probe;
 static struct probe file_probe;
+static long pinned_before; /* KiB */
 
 static const struct pinner *find_pinner(void)
 {
@@ -136,6 +147,17 @@ static void touch(int how)
 	}
 }
 
+/* Takes the second half out of the page table; the pages stay, shared memory has them. */
+static void forget_half(void)
+{
+	size_t half = memory.size / 2 / memory_page() * memory_page();
+
+	if (madvise((char *)memory.addr + half, memory.size - half, MADV_DONTNEED) < 0)
+		nvh_bail("MADV_DONTNEED: %s", nvh_errname(errno));
+	nvh_fact_bool("half_absent", memory_pfn(memory.addr) && !memory_pfn((char *)memory.addr + half) &&
+					     !memory_pfn(start + length - 1));
+}
+
 /* The pages to watch: those of the mapping, or, before it was ever touched, those of the file. */
 static void choose_pages(int touched)
 {
@@ -162,15 +184,16 @@ static int held(const long long before[PROBES])
 }
 
 /*
- * Some pinners give pages back by a work queue, and writeback holds pages for a moment: wait until none
- * has more references than before.
+ * Some pinners give back by a work queue, and writeback holds pages for a moment: wait until no page has
+ * more references than before, and the process is charged for no more.
  */
 static void await_return(const long long before[PROBES])
 {
 	double begin = nvh_now();
 	int count;
 
-	while ((count = held(before)) > 0 && nvh_now() - begin < RETURN_SECONDS)
+	while (((count = held(before)) > 0 || memory_status("VmPin") > pinned_before) &&
+	       nvh_now() - begin < RETURN_SECONDS)
 		nvh_sleep(0.02);
 	if (count >= 0)
 		nvh_fact_seconds("return_seconds", nvh_now() - begin);
@@ -181,46 +204,6 @@ static void forget_mapping(void)
 {
 	if (view.addr && madvise(memory.addr, memory.size, MADV_DONTNEED) < 0)
 		nvh_note("MADV_DONTNEED: %s", nvh_errname(errno));
-}
-
-static void fact_equal(const char *key, int err, bool equal)
-{
-	if (err)
-		nvh_fact_errno(key, err);
-	else
-		nvh_fact_str(key, equal ? "equal" : "differs");
-}
-
-/*
- * Has the pinner write what it has pinned to a file, all of it and a piece, and read something else into the
- * piece: "equal" is said of what the mapping, and so the process, has as well.
- */
-static void check_transfers(const struct pinner *pinner, bool write)
-{
-	size_t at = length / 2 + 1000, piece = length - at - 500; /* no page's begin or end */
-	int fd = memfd_create("copy", MFD_CLOEXEC), err;
-	char *copy;
-
-	if (fd < 0 || ftruncate(fd, (off_t)(length + piece)) < 0)
-		nvh_bail("memfd: %s", nvh_errname(errno));
-	copy = mmap(NULL, length + piece, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (copy == MAP_FAILED)
-		nvh_bail("mmap of the copy: %s", nvh_errname(errno));
-	err = pinner->transfer(start, length, fd, 0, false);
-	fact_equal("copied", err, memcmp(copy, start, length) == 0);
-	nvh_step(true, "%s copies what it has pinned: %s", pinner->name, nvh_errname(err));
-	err = pinner->transfer(start + at, piece, fd, (off_t)length, false);
-	fact_equal("copied_piece", err, memcmp(copy + length, start + at, piece) == 0);
-	nvh_step(true, "%s copies a piece: %s", pinner->name, nvh_errname(err));
-	if (write && !repeat) { /* where one page is everywhere, it cannot hold all that is read */
-		memory_fill(copy + at, piece, SEED_READ);
-		err = pinner->transfer(start + at, piece, fd, (off_t)at, true);
-		fact_equal("read_piece", err, memcmp(copy, start, length) == 0);
-		nvh_step(true, "%s reads a piece: %s", pinner->name, nvh_errname(err));
-		memcpy(start + at, copy + length, piece);
-	}
-	munmap(copy, length + piece);
-	close(fd);
 }
 
 static void fact_answer(const char *key, const struct pinner *pinner, int err)
@@ -246,22 +229,30 @@ static void move_before_hole(void)
 	memory.addr = to;
 }
 
+/* Maps private memory anew, for a huge page where one fits, whatever the system does by itself. */
+static void map_for_huge(int prot)
+{
+	munmap(memory.addr, memory.size);
+	memory.addr = memory_map_aligned(-1, memory.size, 0, prot, MAP_PRIVATE | MAP_ANONYMOUS, 0);
+	if (madvise(memory.addr, memory.size, MADV_HUGEPAGE) < 0)
+		nvh_note("MADV_HUGEPAGE: %s", nvh_errname(errno));
+}
+
 /* All of the mapping is there to be pinned, and behind it a page that is not. */
 static void try_beyond(const struct pinner *pinner, bool write)
 {
 	size_t page = memory_page();
-	long long before[PROBES];
-	bool counted = probe_counts(&probe, before);
+	long long before[PROBES] = {0};
 	int err;
 
+	probe_counts(&probe, before);
 	munmap(start + length, page);
 	err = pinner->pin(start, length + page, write);
 	fact_answer("beyond", pinner, err);
 	nvh_step(true, "%s pins a page that is not mapped: %s", pinner->name, nvh_errname(err));
 	if (!err && pinner->unpin)
 		pinner->unpin();
-	if (counted)
-		await_return(before);
+	await_return(before);
 	probe_fact(&probe, "refs_beyond");
 	nvh_fact_int("pinned_beyond_kib", memory_status("VmPin"));
 }
@@ -278,47 +269,120 @@ static void pin_again(const struct pinner *pinner, bool write)
 	nvh_step(true, "%s pins again: %s", pinner->name, nvh_errname(err));
 }
 
+/* Where there are movable zones: how many of the pages lie in one. */
+static void report_movable(const char *key)
+{
+	long pages = memory_movable(start, length);
+
+	if (pages >= 0)
+		nvh_fact_int(key, pages);
+}
+
+/* A child that does nothing: what was private memory of one process is copy-on-write now. */
+static pid_t fork_idle(void)
+{
+	struct page_refs seen;
+	pid_t child = fork();
+
+	if (child < 0)
+		nvh_bail("fork: %s", nvh_errname(errno));
+	if (child == 0) {
+		refcount_forget();
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			pause();
+	}
+	probe_fact(&probe, "refs_shared");
+	if (refcount_look(probe.pfn[1], &seen)) /* the first page would be a head */
+		nvh_fact_bool("large_folio", seen.compound);
+	return child;
+}
+
+static void let_go(const struct pinner *pinner)
+{
+	int err = end_test ? pinner->end() : pinner->unpin();
+
+	nvh_fact_errno("unpin", err);
+	nvh_step(true, "%s: %s", end_test ? "closed what it pinned with" : "unpin", nvh_errname(err));
+}
+
+/* While a child shares the memory: what was pinned is to stay what the process has. */
+static void while_shared(const struct pinner *pinner)
+{
+	struct probe pinned, written;
+	long long with[PROBES], without[PROBES];
+	double begin = nvh_now();
+	size_t fallen = 0;
+
+	if (!probe_find(&pinned, start, length))
+		return;
+	memory_touch(memory.addr, memory.size, true);
+	if (!probe_find(&written, start, length) || !probe_counts(&written, with))
+		return;
+	nvh_fact_int("moved_by_write", (long long)probe_moved(&written, &pinned));
+	nvh_step(true, "wrote to all pages while they were pinned");
+	let_go(pinner);
+	do {
+		nvh_sleep(0.02);
+		fallen = 0;
+		for (size_t i = 0; probe_counts(&written, without) && i < PROBES; i++)
+			fallen += without[i] < with[i];
+	} while (fallen < PROBES && nvh_now() - begin < RETURN_SECONDS);
+	nvh_fact_int("let_go_of", (long long)fallen);
+}
+
 static void while_pinned(const struct pinner *pinner, bool write, bool touched, bool pinned)
 {
 	int err;
 
 	nvh_fact_int("pinned_kib", memory_status("VmPin"));
 	probe_fact(&probe, "refs_pinned");
+	report_movable("movable_pinned");
 	if (pinner->transfer && pinned) { /* else what it transfers may be anybody's */
-		check_transfers(pinner, write);
+		/* where one page is everywhere, it cannot hold all that is read */
+		transfers_check(pinner, start, length, write && !repeat);
 		if (!touched) /* the comparison maps the pages as well */
 			forget_mapping();
 	}
 	if (view.addr)
 		nvh_fact_bool("data_kept", memory_check(view.addr, view.size, SEED_FILE) == view.size);
+	if (pinner->once) {
+		err = pinner->pin(start, length, write);
+		nvh_fact_errno("pin_twice", err);
+		nvh_step(true, "%s pins besides what it has: %s", pinner->name, nvh_errname(err));
+	}
 	if (memlock_text) {
 		err = pinner->pin_more(start, length, write);
 		nvh_fact_errno("pin_more", err);
 		nvh_step(true, "%s pins as much again: %s", pinner->name, nvh_errname(err));
 	}
-	err = pinner->unpin();
-	nvh_fact_errno("unpin", err);
-	nvh_step(true, "unpin: %s", nvh_errname(err));
+	let_go(pinner);
 }
 
-static void try_to_pin(const struct pinner *pinner, bool write, bool touched)
+static void try_to_pin(const struct pinner *pinner, bool write, int how)
 {
-	long long before[PROBES];
-	bool counted = probe_counts(&probe, before);
+	long long before[PROBES] = {0};
+	bool counted = probe_counts(&probe, before), touched = how != TOUCH_NONE;
 	double begin = nvh_now();
-	int err = pinner->pin(start, length, write);
+	int err;
 
+	if (how == TOUCH_HALF)
+		forget_half();
+	err = pinner->pin(start, length, write);
 	nvh_fact_seconds("pin_seconds", nvh_now() - begin);
 	fact_answer("pin", pinner, err);
 	nvh_step(true, "%s pins %zu bytes: %s", pinner->name, length, nvh_errname(err));
 	if (!touched)
 		forget_mapping();
+	if (!err && fork_test) {
+		while_shared(pinner);
+		return; /* the pages are others by now */
+	}
 	if (!err && !pinner->passing)
 		while_pinned(pinner, write, touched, !counted || held(before) == PROBES);
 	if (!err && memlock_text)
 		pin_again(pinner, write);
-	if (counted)
-		await_return(before);
+	await_return(before);
 	probe_fact(&probe, "refs_after");
 	nvh_fact_int("pinned_after_kib", memory_status("VmPin"));
 }
@@ -326,6 +390,7 @@ static void try_to_pin(const struct pinner *pinner, bool write, bool touched)
 int main(int argc, char **argv)
 {
 	const char *failed = NULL;
+	pid_t child = 0;
 	int err;
 
 	nvh_options(argc, argv, "Have memory pinned for long by a part of the kernel other than VFIO.", options);
@@ -346,10 +411,18 @@ int main(int argc, char **argv)
 		nvh_usage("--repeat needs a --source file:PATH");
 	if (memlock_text && !pinner->pin_more)
 		nvh_usage("--memlock: %s is not held to it", pinner->name);
+	if (partly_test && !memlock_text)
+		nvh_usage("--partly needs --memlock");
+	if (end_test && !pinner->end)
+		nvh_usage("--end: %s has nothing to close", pinner->name);
+	if (fork_test && (source.kind != SOURCE_ANON || !source.private || !pinner->unpin || touched != TOUCH_WRITE))
+		nvh_usage("--fork needs --source anon-private, --touch write and a pin that lasts");
+	if (touched == TOUCH_HALF && (source.private || (source.kind != SOURCE_ANON && source.kind != SOURCE_MEMFD)))
+		nvh_usage("--touch half needs a --source anon or memfd");
 	if (!write && !pinner->reads)
 		nvh_usage("--access r: %s pins for writing only", pinner->name);
-	if (touched == TOUCH_WRITE && !(prot & PROT_WRITE))
-		nvh_usage("--touch write needs --prot rw");
+	if (touched >= TOUCH_WRITE && !(prot & PROT_WRITE))
+		nvh_usage("--touch %s needs --prot rw", touch_text);
 	if (truncate_test && (source.kind != SOURCE_FILE || source.readonly))
 		nvh_usage("--truncate needs a --source file:PATH that is not :ro");
 
@@ -367,21 +440,37 @@ int main(int argc, char **argv)
 	view.fd = -1;
 	map_view(offset);
 	err = memory_map(&memory, &source, memory.size, offset, prot, &failed);
+	if (err == ENOSYS && source.kind == SOURCE_SECRET) {
+		pinner_missing(failed, err);
+		return nvh_end();
+	}
 	if (err)
 		nvh_bail("%s: %s", failed, nvh_errname(err));
 	if (source.kind == SOURCE_FILE)
 		nvh_fact_int("dax", memory_is_dax(memory.fd));
 	if (beyond_test)
 		move_before_hole();
+	if (fork_test)
+		map_for_huge(prot);
 	start = (char *)memory.addr + inside;
 	if (repeat)
 		repeat_page(offset, prot);
 	touch(touched);
 	choose_pages(touched);
-	nvh_fact_int("pinned_before_kib", memory_status("VmPin"));
+	pinned_before = memory_status("VmPin");
+	nvh_fact_int("pinned_before_kib", pinned_before);
+	report_movable("movable_before");
 	if (beyond_test)
 		try_beyond(pinner, write);
-	try_to_pin(pinner, write, touched != TOUCH_NONE);
+	if (memlock_text && write)
+		refusals_readonly(pinner, length);
+	if (partly_test)
+		refusals_partly(pinner, length);
+	if (fork_test)
+		child = fork_idle();
+	try_to_pin(pinner, write, touched);
+	if (child && kill(child, SIGKILL) == 0)
+		waitpid(child, NULL, 0);
 	if (truncate_test)
 		probe_truncate(memory.fd);
 	memory_unmap(&memory);

@@ -304,6 +304,13 @@ size_t memory_check_at(const void *addr, size_t size, uint64_t seed, size_t firs
 	return size;
 }
 
+bool memory_is_zero(const void *addr, size_t size)
+{
+	const char *bytes = addr;
+
+	return size == 0 || (bytes[0] == 0 && !memcmp(bytes, bytes + 1, size - 1));
+}
+
 size_t memory_check(const void *addr, size_t size, uint64_t seed)
 {
 	return memory_check_at(addr, size, seed, 0);

@@ -83,6 +83,8 @@ void memory_seed(uint32_t seed);
 size_t memory_check(const void *addr, size_t size, uint64_t seed);
 size_t memory_check_at(const void *addr, size_t size, uint64_t seed, size_t first);
 
+bool memory_is_zero(const void *addr, size_t size);
+
 /* STATX_ATTR_DAX of the file: 1, 0, or -1 when the kernel does not tell (before 5.8). */
 int memory_is_dax(int fd);
 

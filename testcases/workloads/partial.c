@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "ballast.h"
 #include "memory.h"
 #include "nvh.h"
 #include "trace.h"
@@ -23,6 +24,8 @@
 #define PAGES (SIZE / 4096)
 #define LISTED (2 * PAGES) /* a kernel may write back what was only read, page by page */
 #define CHANGED 7 /* the page that the operation is for */
+#define COPIED 700 /* 0x2bc, in the other 2 MiB */
+#define UNSHARED 40
 
 /* Whose data a page holds. */
 enum { SEED_FIRST = 1, SEED_BEFORE, SEED_AFTER, SEED_OTHER };
@@ -116,14 +119,29 @@ static void report_unsynced(const char *key, const size_t *pages, size_t count)
 	nvh_step(true, "%s", key);
 }
 
+/* The page's place in memory is then another one than that of the page before it. */
+static void clone_page(const struct file *from, size_t page, const struct file *to, size_t at)
+{
+	struct file_clone_range range = {
+		.src_fd = from->fd,
+		.src_offset = page * 4096,
+		.src_length = 4096,
+		.dest_offset = at * 4096,
+	};
+
+	if (ioctl(to->fd, FICLONERANGE, &range))
+		nvh_bail("FICLONERANGE: %s", nvh_errname(errno));
+	memcpy(to->model + at * 4096, from->model + page * 4096, 4096);
+}
+
 /* EBADE where the two are not the same. */
-static int dedupe(const struct file *from, const struct file *to, size_t page)
+static int dedupe(const struct file *from, const struct file *to, size_t page, size_t count)
 {
 	struct {
 		struct file_dedupe_range range;
 		struct file_dedupe_range_info info;
 	} ask = {
-		.range = {.src_offset = page * 4096, .src_length = 4096, .dest_count = 1},
+		.range = {.src_offset = page * 4096, .src_length = count * 4096, .dest_count = 1},
 		.info = {.dest_fd = to->fd, .dest_offset = page * 4096},
 	};
 
@@ -131,12 +149,12 @@ static int dedupe(const struct file *from, const struct file *to, size_t page)
 		return errno;
 	if (ask.info.status < 0)
 		return -ask.info.status;
-	return ask.info.status == FILE_DEDUPE_RANGE_SAME && ask.info.bytes_deduped == 4096 ? 0 : EBADE;
+	return ask.info.status == FILE_DEDUPE_RANGE_SAME && ask.info.bytes_deduped == count * 4096 ? 0 : EBADE;
 }
 
-static void refuse_to_dedupe(const char *key, const struct file *from, const struct file *to, size_t page)
+static void refuse_to_dedupe(const char *key, const struct file *from, const struct file *to, size_t page, size_t count)
 {
-	int err = dedupe(from, to, page);
+	int err = dedupe(from, to, page, count);
 
 	nvh_fact_str(key, err == EBADE ? "differs" : nvh_errname(err));
 }
@@ -145,13 +163,22 @@ static void refuse_to_dedupe(const char *key, const struct file *from, const str
 static void dedupe_what_differs(void)
 {
 	size_t page = CHANGED + 2;
+	off_t at = (off_t)page * 4096;
 
-	refuse_to_dedupe("dedupe_different", &file, &other, CHANGED + 1);
-	if (fallocate(other.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)page * 4096, 4096))
+	refuse_to_dedupe("dedupe_different", &file, &other, CHANGED + 1, 1);
+	/* The same page and a different one, which lies elsewhere on the device. */
+	clone_page(&other, CHANGED + 30, &other, CHANGED + 1);
+	refuse_to_dedupe("dedupe_second_different", &file, &other, CHANGED, 2);
+	refuse_to_dedupe("dedupe_onto_second_different", &other, &file, CHANGED, 2);
+	memcpy(other.model + at, file.model + at, 4096);
+	if (pwrite(other.fd, other.model + at, 4096, at) != 4096)
+		nvh_bail("pwrite: %s", nvh_errname(errno));
+	refuse_to_dedupe("dedupe_first_different", &file, &other, CHANGED + 1, 2);
+	if (fallocate(other.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, 4096))
 		nvh_bail("punch: %s", nvh_errname(errno));
-	memset(other.model + page * 4096, 0, 4096);
-	refuse_to_dedupe("dedupe_onto_a_hole", &file, &other, page);
-	refuse_to_dedupe("dedupe_a_hole", &other, &file, page);
+	memset(other.model + at, 0, 4096);
+	refuse_to_dedupe("dedupe_onto_a_hole", &file, &other, page, 1);
+	refuse_to_dedupe("dedupe_a_hole", &other, &file, page, 1);
 }
 
 static int operate(enum operation operation)
@@ -185,11 +212,79 @@ static int operate(enum operation operation)
 	case OP_CLONE:
 		return ioctl(other.fd, FICLONERANGE, &range) ? errno : 0;
 	case OP_DEDUPE:
-		return dedupe(&file, &other, CHANGED);
+		return dedupe(&file, &other, CHANGED, 1);
 	case OP_NONE:
 		break;
 	}
 	return 0;
+}
+
+/*
+ * An entry that is still for the page's old block is made clean by the first sync, and the mapping of the new
+ * one is not: then nobody notices the second store.
+ */
+static void store_and_sync_twice(const size_t *page, const char *key, const char *key_again)
+{
+	for (int again = 0; again < 2; again++) {
+		trace_clear();
+		store(page, 1, again ? SEED_AFTER : SEED_BEFORE);
+		if (fsync(file.fd))
+			nvh_bail("fsync: %s", nvh_errname(errno));
+		report_unsynced(again ? key_again : key, page, 1);
+	}
+}
+
+/*
+ * A page is copied when it is written to although nobody shares it: its neighbour was shared, and the
+ * copy of that one took blocks for more.  It is dirty by a mapping, which then leads to the new block.
+ */
+static void copy_unshared(void)
+{
+	static const size_t page[] = {COPIED};
+	char data[2 * 4096];
+	uint64_t before, after;
+	bool dirty;
+
+	if (!ballast_where(file.fd, COPIED, &before)) /* which syncs the file */
+		nvh_bail("page %d has no block", COPIED);
+	trace_clear();
+	store(page, 1, SEED_BEFORE);
+	clone_page(&file, COPIED + 1, &other, COPIED + 1);
+	memory_fill(data, sizeof(data), SEED_OTHER);
+	memcpy(file.model + COPIED * 4096, data, sizeof(data));
+	if (pwrite(file.fd, data + 4096, 4096, (COPIED + 1) * 4096) != 4096 ||
+	    pwrite(file.fd, data, 4096, COPIED * 4096) != 4096)
+		nvh_bail("page %d cannot be written: %s", COPIED, nvh_errname(errno));
+	dirty = !trace_count("dax_writeback_one", " pgoff 0x2bc ");
+	nvh_fact_bool("copied", dirty && ballast_where(file.fd, COPIED, &after) && before != after);
+	report_content("file_copied", &file);
+	report_content("other_copied", &other);
+	store_and_sync_twice(page, "unsynced_copied", "unsynced_copied_again");
+}
+
+/*
+ * A page that both share, and that is mapped and was only read, gets a block of its own: neither the mapping
+ * nor the entry must stay with the one that is now the other file's alone.
+ */
+static void unshare_mapped(void)
+{
+	static const size_t page[] = {UNSHARED};
+	uint64_t mine, others;
+	int err;
+
+	clone_page(&file, UNSHARED, &other, UNSHARED);
+	report_content("file_shared", &file); /* reads every page of the mapping */
+	report_content("other_shared", &other);
+	err = fallocate(file.fd, FALLOC_FL_UNSHARE_RANGE, UNSHARED * 4096, 4096) ? errno : 0;
+	nvh_fact_errno("unshare", err);
+	nvh_fact_bool("unshared", ballast_where(file.fd, UNSHARED, &mine) &&
+				  ballast_where(other.fd, UNSHARED, &others) && mine != others);
+	memory_fill(other.model + UNSHARED * 4096, 4096, SEED_OTHER);
+	memcpy(other.view + UNSHARED * 4096, other.model + UNSHARED * 4096, 4096);
+	report_content("file_unshared", &file);
+	store_and_sync_twice(page, "unsynced_unshared", "unsynced_unshared_again");
+	report_content("file_stored", &file);
+	report_content("other_unshared", &other);
 }
 
 int main(int argc, char **argv)
@@ -238,6 +333,10 @@ int main(int argc, char **argv)
 	report_unsynced("unsynced_after", after, 4);
 	report_content("file_after", &file);
 	report_content("other_after", &other);
+	if (chosen == OP_CLONE && small) {
+		copy_unshared();
+		unshare_mapped();
+	}
 	trace_stop();
 	return nvh_end();
 }

@@ -14,6 +14,8 @@ struct pinner {
 	bool reads;
 	/* pin() takes the pages and gives them back at once: nothing is held, unpin() is NULL. */
 	bool passing;
+	/* Holds one piece of memory at a time: pin() says EBUSY while it does. */
+	bool once;
 	/*
 	 * Makes ready to pin, write says what for.  False with the facts of pinner_missing() when the
 	 * kernel does not have it.  device is where its device lies, NULL when nobody said.
@@ -33,6 +35,8 @@ struct pinner {
 	int (*pin_more)(void *addr, size_t size, bool write);
 	/* Lets go.  The kernel may do so a little later. */
 	int (*unpin)(void);
+	/* Lets go by closing what it has pinned with; NULL where unpin() does so, or nothing is to be closed. */
+	int (*end)(void);
 };
 
 extern const struct pinner rdma_pinner;

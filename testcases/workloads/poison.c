@@ -4,12 +4,14 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -114,10 +116,12 @@ struct other {
 
 struct answer {
 	struct seen seen; /* addr counts from the start of the mapping */
+	uint64_t pfn; /* before */
 	bool mapped;
 };
 
-static _Noreturn void other_run(const struct source *source, size_t size, off_t offset, size_t at, int line)
+static _Noreturn void other_run(const struct source *source, size_t size, off_t offset, size_t at, bool write_too,
+				int line)
 {
 	struct timespec now = {0};
 	struct answer answer;
@@ -131,8 +135,14 @@ static _Noreturn void other_run(const struct source *source, size_t size, off_t 
 	sigprocmask(SIG_BLOCK, &bus, NULL);
 	if (memory_map(&view, source, size, offset, PROT_READ | PROT_WRITE, NULL))
 		_exit(1);
-	memory_touch((char *)view.addr + at, 1, true);
+	if (write_too)
+		memory_touch((char *)view.addr + at, 1, true);
+	else
+		memory_touch(view.addr, size, false);
 	memset(&answer, 0, sizeof(answer));
+	/* Whoever reads pagemap takes a mapping of 1 GiB down (walk_pud_range() splits it). */
+	if (!write_too)
+		answer.pfn = memory_pfn((char *)view.addr + at);
 	if (write(line, &byte, 1) != 1 || read(line, &byte, 1) != 1)
 		_exit(1);
 	answer.mapped = memory_pfn((char *)view.addr + at) != 0;
@@ -147,7 +157,8 @@ static _Noreturn void other_run(const struct source *source, size_t size, off_t 
 	_exit(0);
 }
 
-static struct other other_start(const struct source *source, const struct mapping *memory, size_t at, bool early)
+static struct other other_start(const struct source *source, const struct mapping *memory, size_t at, bool early,
+				bool write_too)
 {
 	struct other other;
 	int ends[2];
@@ -165,7 +176,7 @@ static struct other other_start(const struct source *source, const struct mappin
 		/* Not the inherited mapping: its own, at an address of its own. */
 		munmap(memory->addr, memory->size);
 		close(ends[0]);
-		other_run(source, memory->size, memory->offset, at, ends[1]);
+		other_run(source, memory->size, memory->offset, at, write_too, ends[1]);
 	}
 	close(ends[1]);
 	other.line = ends[0];
@@ -174,8 +185,8 @@ static struct other other_start(const struct source *source, const struct mappin
 	return other;
 }
 
-/* Facts other_signal and so on, and other_mapped. */
-static void other_report(struct other *other)
+/* Facts other_signal and so on, other_mapped, and same_frame: that both had the page whose frame is given. */
+static void other_report(struct other *other, uint64_t pfn)
 {
 	struct answer answer;
 	int status = 0;
@@ -183,6 +194,7 @@ static void other_report(struct other *other)
 	if (write(other->line, "", 1) == 1 && read(other->line, &answer, sizeof(answer)) == sizeof(answer)) {
 		report("other_", &answer.seen, NULL);
 		nvh_fact_bool("other_mapped", answer.mapped);
+		nvh_fact_bool("same_frame", pfn && answer.pfn == pfn);
 	}
 	waitpid(other->pid, &status, 0);
 	if (WIFSIGNALED(status))
@@ -274,10 +286,21 @@ static void survey(const struct mapping *memory, const struct source *source, si
 		 errors, wrong);
 }
 
+/* The other one maps a clone of the file, and may only read it: a store would make its page another. */
+static void make_clone(const struct mapping *memory, struct source *source)
+{
+	int fd = open(source->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+	if (fd < 0)
+		nvh_bail("%s: %s", source->path, nvh_errname(errno));
+	nvh_fact_errno("clone", ioctl(fd, FICLONE, memory->fd) ? errno : 0);
+	close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	const char *spec = NULL, *size_text = "4M", *offset = "0", *at_text = "0", *failed;
-	const char *other_text = NULL;
+	const char *other_text = NULL, *clone_path = NULL;
 	bool madvised = false, keep = false;
 	const struct nvh_option options[] = {
 		{"source", &spec, NULL, "file:PATH or dax:/dev/daxX.Y"},
@@ -286,12 +309,13 @@ int main(int argc, char **argv)
 		{"at", &at_text, NULL, "where in the mapping the page lies (default 0)"},
 		{"poison", NULL, &madvised, "poison that page with MADV_HWPOISON"},
 		{"other", &other_text, NULL, "another process maps and touches it first; its PR_MCE_KILL: late, early"},
+		{"clone", &clone_path, NULL, "the other process maps this file, made as a clone of --source, and reads all of it"},
 		{"keep", NULL, &keep, "do not write the pattern: an earlier run has"},
 		{NULL, NULL, NULL, NULL},
 	};
+	struct source source, others;
 	struct other other = {0};
 	struct mapping memory;
-	struct source source;
 	size_t at, size, from = 0, to = 0;
 	bool early = false;
 	int err;
@@ -310,6 +334,8 @@ int main(int argc, char **argv)
 		early = nvh_choice("other", other_text, other_words) == 1;
 	if (other_text && !madvised)
 		nvh_usage("--other needs --poison");
+	if (clone_path && (!other_text || source.kind != SOURCE_FILE || strlen(clone_path) >= sizeof(others.path)))
+		nvh_usage("--clone needs --other, a --source file:PATH and a path");
 	nvh_begin("poison");
 	err = memory_map(&memory, &source, size, (off_t)nvh_size("offset", offset), PROT_READ | PROT_WRITE, &failed);
 	if (err)
@@ -327,14 +353,22 @@ int main(int argc, char **argv)
 		if (msync(memory.addr, size, MS_SYNC) && source.kind == SOURCE_FILE)
 			nvh_bail("msync: %s", nvh_errname(errno));
 	}
-	nvh_fact_int("pfn", (long long)memory_pfn((char *)memory.addr + at));
+	others = source;
+	if (clone_path) {
+		strcpy(others.path, clone_path);
+		make_clone(&memory, &others);
+		memory_touch((char *)memory.addr + at, 1, false);
+	}
+	uint64_t pfn = memory_pfn((char *)memory.addr + at);
+
+	nvh_fact_int("pfn", (long long)pfn);
 	handle_bus();
 	if (other_text)
-		other = other_start(&source, &memory, at, early);
+		other = other_start(&others, &memory, at, early, !clone_path);
 	if (madvised) {
 		poison(&memory, at, &from, &to);
 		if (other_text)
-			other_report(&other);
+			other_report(&other, pfn);
 	}
 	survey(&memory, &source, from, to);
 	memory_unmap(&memory);

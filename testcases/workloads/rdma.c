@@ -103,6 +103,12 @@ static int pin_more(void *addr, size_t size, bool write)
 	return err ? err : end_region(other);
 }
 
+/* Its regions end with the descriptor. */
+static int end(void)
+{
+	return close(uverbs) < 0 ? errno : 0;
+}
+
 const struct pinner rdma_pinner = {
-	.name = "rdma", .reads = true, .open = open_rdma, .pin = pin, .pin_more = pin_more, .unpin = unpin,
+	.name = "rdma", .reads = true, .open = open_rdma, .pin = pin, .pin_more = pin_more, .unpin = unpin, .end = end,
 };

@@ -1,8 +1,6 @@
 #include "uring.h"
 
 #include <errno.h>
-#include <linux/io_uring.h>
-#include <stdint.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -10,48 +8,40 @@
 
 #include "nvh.h"
 
-static int ring = -1;
-static struct io_uring_params params;
+static struct uring ours = {.fd = -1};
 
-/* What the ring shares with us, mapped when the first request is made. */
-static char *queue;
-static char *done;
-static struct io_uring_sqe *request;
-static uint32_t requests;
-
-static int make_ring(int *fd, struct io_uring_params *made)
+int uring_make(struct uring *ring)
 {
-	*made = (struct io_uring_params){0};
-	*fd = (int)syscall(SYS_io_uring_setup, 1, made);
-	return *fd < 0 ? errno : 0;
+	*ring = (struct uring){0};
+	ring->fd = (int)syscall(SYS_io_uring_setup, 1, &ring->params);
+	return ring->fd < 0 ? errno : 0;
 }
 
-static int register_buffer(int fd, void *addr, size_t size)
+int uring_set(const struct uring *ring, void *addr, size_t size)
 {
 	struct iovec buffer = {.iov_base = addr, .iov_len = size};
 
-	return syscall(SYS_io_uring_register, fd, IORING_REGISTER_BUFFERS, &buffer, 1) < 0 ? errno : 0;
+	return syscall(SYS_io_uring_register, ring->fd, IORING_REGISTER_BUFFERS, &buffer, 1) < 0 ? errno : 0;
 }
 
-static int pin(void *addr, size_t size, bool write)
+int uring_forget(const struct uring *ring)
 {
-	(void)write; /* a registered buffer is always pinned for writing */
-	return register_buffer(ring, addr, size);
+	return syscall(SYS_io_uring_register, ring->fd, IORING_UNREGISTER_BUFFERS, NULL, 0) < 0 ? errno : 0;
 }
 
-static int unregister_buffer(int fd)
+static size_t queue_size(const struct uring *ring)
 {
-	return syscall(SYS_io_uring_register, fd, IORING_UNREGISTER_BUFFERS, NULL, 0) < 0 ? errno : 0;
+	return ring->params.sq_off.array + ring->params.sq_entries * sizeof(uint32_t);
 }
 
-static int unpin(void)
+static size_t done_size(const struct uring *ring)
 {
-	return unregister_buffer(ring);
+	return ring->params.cq_off.cqes + ring->params.cq_entries * sizeof(struct io_uring_cqe);
 }
 
-static char *map_ring(size_t size, off_t which)
+static char *map_ring(const struct uring *ring, size_t size, off_t which)
 {
-	char *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, which);
+	char *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring->fd, which);
 
 	if (at == MAP_FAILED)
 		nvh_bail("mmap of the ring: %s", nvh_errname(errno));
@@ -64,33 +54,61 @@ static void set_index(char *at, uint32_t index)
 }
 
 /* One request at a time, in a ring of one entry: its index is always 0. */
-static int transfer(void *addr, size_t size, int fd, off_t at, bool read)
+int uring_transfer(struct uring *ring, void *addr, size_t size, int fd, off_t at, bool read)
 {
+	const struct io_uring_params *params = &ring->params;
 	const struct io_uring_cqe *answer;
 
-	if (!queue) {
-		queue = map_ring(params.sq_off.array + params.sq_entries * sizeof(uint32_t), IORING_OFF_SQ_RING);
-		done = map_ring(params.cq_off.cqes + params.cq_entries * sizeof(*answer), IORING_OFF_CQ_RING);
-		request = (void *)map_ring(params.sq_entries * sizeof(*request), IORING_OFF_SQES);
+	if (!ring->queue) {
+		ring->queue = map_ring(ring, queue_size(ring), IORING_OFF_SQ_RING);
+		ring->done = map_ring(ring, done_size(ring), IORING_OFF_CQ_RING);
+		ring->request = (void *)map_ring(ring, params->sq_entries * sizeof(*ring->request), IORING_OFF_SQES);
 	}
-	*request = (struct io_uring_sqe){
+	*ring->request = (struct io_uring_sqe){
 		.opcode = read ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED,
 		.fd = fd, .off = (uint64_t)at, .addr = (uintptr_t)addr, .len = (uint32_t)size,
+		.buf_index = ring->slot,
 	};
-	*(uint32_t *)(void *)(queue + params.sq_off.array) = 0;
-	answer = (const struct io_uring_cqe *)(void *)(done + params.cq_off.cqes) + requests++ % params.cq_entries;
-	set_index(queue + params.sq_off.tail, requests);
-	if (syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+	*(uint32_t *)(void *)(ring->queue + params->sq_off.array) = 0;
+	answer = (const struct io_uring_cqe *)(void *)(ring->done + params->cq_off.cqes) +
+		 ring->requests++ % params->cq_entries;
+	set_index(ring->queue + params->sq_off.tail, ring->requests);
+	if (syscall(SYS_io_uring_enter, ring->fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
 		return errno;
-	set_index(done + params.cq_off.head, requests);
+	set_index(ring->done + params->cq_off.head, ring->requests);
 	if (answer->res < 0)
 		return -answer->res;
 	return (size_t)answer->res == size ? 0 : EIO;
 }
 
+int uring_close(struct uring *ring)
+{
+	if (ring->queue) {
+		munmap(ring->queue, queue_size(ring));
+		munmap(ring->done, done_size(ring));
+		munmap(ring->request, ring->params.sq_entries * sizeof(*ring->request));
+		ring->queue = NULL;
+	}
+	return close(ring->fd) < 0 ? errno : 0;
+}
+
+int uring_register(void *addr, size_t size)
+{
+	struct uring other;
+	int err = uring_make(&other);
+
+	if (err)
+		return err;
+	err = uring_set(&other, addr, size);
+	if (!err) /* a ring that is closed gives them back later */
+		err = uring_forget(&other);
+	uring_close(&other);
+	return err;
+}
+
 static bool open_uring(const char *device, bool write)
 {
-	int err = make_ring(&ring, &params);
+	int err = uring_make(&ours);
 
 	(void)device;
 	(void)write;
@@ -101,19 +119,15 @@ static bool open_uring(const char *device, bool write)
 	return pinner_missing("io_uring", err);
 }
 
-int uring_register(void *addr, size_t size)
+static int pin(void *addr, size_t size, bool write)
 {
-	struct io_uring_params made;
-	int other;
-	int err = make_ring(&other, &made);
+	(void)write; /* a registered buffer is always pinned for writing */
+	return uring_set(&ours, addr, size);
+}
 
-	if (err)
-		return err;
-	err = register_buffer(other, addr, size);
-	if (!err) /* a ring that is closed gives them back later */
-		err = unregister_buffer(other);
-	close(other);
-	return err;
+static int transfer(void *addr, size_t size, int fd, off_t at, bool read)
+{
+	return uring_transfer(&ours, addr, size, fd, at, read);
 }
 
 /* A ring has one set of buffers, but the limit is for all that the user has registered. */
@@ -123,6 +137,17 @@ static int pin_more(void *addr, size_t size, bool write)
 	return uring_register(addr, size);
 }
 
+static int unpin(void)
+{
+	return uring_forget(&ours);
+}
+
+static int end(void)
+{
+	return uring_close(&ours);
+}
+
 const struct pinner uring_pinner = {
-	.name = "io_uring", .open = open_uring, .pin = pin, .transfer = transfer, .pin_more = pin_more, .unpin = unpin,
+	.name = "io_uring", .once = true, .open = open_uring, .pin = pin, .transfer = transfer,
+	.pin_more = pin_more, .unpin = unpin, .end = end,
 };

@@ -23,9 +23,11 @@ static bool open_xdp(const char *device, bool write)
 	return pinner_missing("AF_XDP", errno);
 }
 
+/* In chunks of a page, or of half a page where the last page is to be used by half. */
 static int set_umem(int fd, void *addr, size_t size)
 {
-	struct xdp_umem_reg umem = {.addr = (uintptr_t)addr, .len = size, .chunk_size = (uint32_t)memory_page()};
+	size_t page = memory_page(), chunk = size % page ? page / 2 : page;
+	struct xdp_umem_reg umem = {.addr = (uintptr_t)addr, .len = size, .chunk_size = (uint32_t)chunk};
 
 	return setsockopt(fd, SOL_XDP, XDP_UMEM_REG, &umem, sizeof(umem)) < 0 ? errno : 0;
 }
@@ -56,5 +58,5 @@ static int unpin(void)
 }
 
 const struct pinner xdp_pinner = {
-	.name = "xdp", .open = open_xdp, .pin = pin, .pin_more = pin_more, .unpin = unpin,
+	.name = "xdp", .once = true, .open = open_xdp, .pin = pin, .pin_more = pin_more, .unpin = unpin,
 };
