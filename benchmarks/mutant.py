@@ -293,6 +293,8 @@ def _passing(test: str, one: Seen, before: Seen | None) -> Iterable[tuple[Verdic
     name = short(test)
     if before is None:
         yield Verdict.UNTESTED, f"{name}: without the patch it was not run"
+    elif before.status is Status.FAIL and not before.known:
+        yield Verdict.UNTESTED, f"{name}: without the patch it is {before.word}: {before.first}"
     elif one.word != before.word:
         judged = one.status in (Status.FAIL, Status.PASS)
         kind = Verdict.ELSEWHERE if judged else Verdict.UNTESTED

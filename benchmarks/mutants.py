@@ -17,7 +17,7 @@ from benchmarks.mutants_page import page
 from harness import logged, paths, ui
 from harness.errors import EXIT_UNTESTABLE, HarnessError, UsageError
 from harness.images import kbuild, patches, source
-from harness.images.store import Progress, Store, hash_of
+from harness.images.store import Progress, Store, file_hash, hash_of
 from harness.lab import Lab, Options
 from harness.report import stored
 from harness.report.results import owned, write_atomic
@@ -40,7 +40,7 @@ class Bench:
 
     store: Store
     folder: Path
-    checkout: str  # the hash of what decides, beside the kernel, what is seen
+    setting: str  # the hash of what decides, beside the kernel, what is seen
     options: tuple[str, ...]  # of nvh test
     whole: bool
     again: bool
@@ -61,7 +61,7 @@ class Bench:
         """Return what tests say of a kernel, having run those that were not run before."""
         folder = self.folder / name
         # The name of a built kernel is the hash of its source, configuration and patches.
-        key = hash_of("mutants-2", kernel.name, self.checkout)
+        key = hash_of("mutants-3", kernel.name, self.setting)
         before = Outcome(key, 0.0, {}, (), {}) if self.again else Outcome.load(folder, key)
         known = before.selections
         wanted = dict.fromkeys(selections)
@@ -157,13 +157,14 @@ def _main(args: argparse.Namespace) -> int:
     folder = root / "results" / "mutants"
     folder.mkdir(parents=True, exist_ok=True)
     with ui.progress() as shown, owned(folder, "run of mutants"):
-        store = Lab(Options()).store
+        lab = Lab(Options())
+        store = lab.store
         base = source.find(SOURCE, store, progress=shown.say)
         check_patches(picked, base.root)
         bench = Bench(
             store=store,
             folder=folder,
-            checkout=content(root, *_PARTS),
+            setting=hash_of(content(root, *_PARTS), file_hash(Path(lab.qemu))),
             options=("-n", args.n),
             whole=args.whole,
             again=args.again,

@@ -38,7 +38,7 @@ What the harness says when a guest or the host fails, and how soon. `make reliab
 fault once, for real, and writes this page; the tests that it runs fail when a verdict is another
 (in `make check`, too), or late on a host without other load:
 {tests}. Seconds are from the fault to the record on disk;
-limits are for KVM, three times that without it. FAIL is the kernel's fault, MISS the harness's or
+limits are those without KVM, three times KVM's. FAIL is the kernel's fault, MISS the harness's or
 the host's, and MISS is never green. A reset during a test is FAIL; a kernel that never comes up is
 MISS: there was nothing to test, and `git bisect run` skips the 125 that such a run ends with.
 

@@ -207,6 +207,12 @@ def test_the_kernels_own_words_are_a_reason_too() -> None:
         ({V3: seen("MISS", "the guest hangs")}, {}, Verdict.UNTESTED, "is MISS: the guest hangs"),
         ({V3: seen("SKIP", "no DAX")}, {V3: seen("SKIP")}, Verdict.UNTESTED, "without the patch"),
         ({V3: WRONG}, {V3: WRONG}, Verdict.UNTESTED, "without the patch it is FAIL: map: expected"),
+        (
+            {V3: WRONG, "test_v2_x": WRONG},
+            {"test_v2_x": WRONG},
+            Verdict.UNTESTED,
+            "test_v2_x: without the patch it is FAIL: map: expected",
+        ),
         ({}, {}, Verdict.UNTESTED, "no test of V3 refused was run"),
         (
             {V3: WRONG, "test_v2_x": seen("FAIL", "map: expected EFAULT, seen OK")},
@@ -317,7 +323,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(
         store=Store(tmp_path / "store"),
         folder=tmp_path / "results",
-        checkout="a hash",
+        setting="a hash",
         options=("-n", "1"),
         whole=False,
         again=False,
@@ -388,7 +394,7 @@ def test_each_mutant_is_run_once_and_the_kernel_without_it_once_for_all(
 @pytest.mark.parametrize(
     ("changed", "names"),
     [
-        ({"checkout": "another hash"}, ["unpatched", "short-pin"]),
+        ({"setting": "another hash"}, ["unpatched", "short-pin"]),
         ({"whole": True}, ["unpatched", "short-pin"]),
         ({"again": True}, ["unpatched", "short-pin"]),
         ({"options": ("-n", "2")}, []),
