@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from harness import logged, ui
 from harness.errors import EXIT_INTERRUPTED, HarnessError
+from harness.signals import interruptible
 
 
 def carried_out(action: Callable[[], int], kept: str) -> int:
     """Return the exit code of an action; who interrupts it is told what is ``kept``."""
     # As of nvh: what was started for a run, make or a guest, ends with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interruptible()
     try:
         return action()
     except HarnessError as error:

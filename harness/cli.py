@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from harness.commands import (
 from harness.errors import EXIT_INTERRUPTED, EXIT_UNTESTABLE, HarnessError, HostError
 from harness.images.kernel import absolute
 from harness.pool import ISOLATIONS
+from harness.signals import interruptible
 from harness.time_limit import OF_RUN, OF_TEST
 from harness.toml_table import parse_size
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(os.umask(0o077) | 0o022)
     action: Callable[[argparse.Namespace], int] = args.action
     try:
-        _interruptible()
+        interruptible()
         return action(args)
     except HarnessError as error:
         return ui.complain(error)
@@ -93,17 +93,6 @@ def _size(text: str) -> str:
     if not parse_size(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 512M or 2G")
     return text
-
-
-def _interruptible() -> None:
-    """Let SIGTERM end a run as Ctrl-C does: every context manager is left, every guest ended."""
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _terminate(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

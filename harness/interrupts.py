@@ -10,11 +10,13 @@ import contextlib
 import logging
 import os
 import signal
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from harness.run_state import worker_id
+from harness.signals import postponed
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(signal.SIGINT, _once)
 
 
-def _once(*_: object) -> None:
+def _once(number: int, frame: FrameType | None) -> None:
+    if postponed(number, frame):
+        return
     # What comes from the terminal and from the controller would cut short the first one's cleaning.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt

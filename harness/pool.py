@@ -55,18 +55,25 @@ Keep = Callable[[Guest, Callable[[], None]], bool]
 class _Warm:
     """A clone on its way, or ready; one that nobody waits for yet starts when a core is free."""
 
-    def __init__(
-        self, template: Template, folder: Path, starter: ThreadPoolExecutor, *, ahead: bool
-    ) -> None:
+    def __init__(self, template: Template, folder: Path, *, ahead: bool) -> None:
         self.template = template
         self.folder = folder
         self.stack = contextlib.ExitStack()
+        self.guest: Future[Guest] = Future()
         self._vm: Vm | None = None  # its QEMU, as soon as that runs
         self._unwanted = False
         self._waited_for = threading.Event()
         if not ahead:
             self._waited_for.set()
-        self.guest: Future[Guest] = starter.submit(self._start)
+
+    def begin(self) -> None:
+        """Start it, on a thread; ``guest`` is it, or why there is none."""
+        if not self.guest.set_running_or_notify_cancel():
+            return
+        try:
+            self.guest.set_result(self._start())
+        except BaseException as error:
+            self.guest.set_exception(error)
 
     def _start(self) -> Guest:
         if not self._waited_for.is_set():
@@ -86,7 +93,7 @@ class _Warm:
         self._waited_for.set()
         try:
             return self.guest.exception() or self.guest.result().vm.death()
-        except BaseException:  # an interrupt: nobody else knows of it
+        except BaseException:  # an interrupt
             self.throw_away()
             raise
 
@@ -181,6 +188,7 @@ class GuestPool:
         warm = self._take(template)
         with contextlib.ExitStack() as stack:
             stack.callback(warm.stack.close)
+            self._warm.remove(warm)
             clone = warm.guest.result()
             clone.facts["boot_findings"] = self._boot_findings(template.path)
             self._refill(then)
@@ -276,27 +284,34 @@ class GuestPool:
                 aside.replace(self._evidence / name)
 
     def _take(self, template: Template) -> _Warm:
-        """Return a clone that is up and sound.
+        """Return a clone that is up and sound, and the pool's until a test has it.
 
         One that failed while nobody had it costs no test: a fresh one is tried in its place.
         """
         kept = next((warm for warm in self._warm if warm.template == template), None)
         if kept is not None:
-            self._warm.remove(kept)
             trouble = kept.wait() or stuck(kept.guest.result().vm)
             if trouble is None:
                 return kept
             log.warning("a clone failed before its test: %s (%s)", trouble, kept.folder)
-            kept.throw_away(keep=True)
+            self._throw_away(kept, keep=True)
         fresh = self._start(template, ahead=False)
         trouble = fresh.wait()
         if trouble is not None:
-            fresh.throw_away(keep=True)
+            self._throw_away(fresh, keep=True)
             raise name_logs(trouble, fresh.folder)
         return fresh
 
     def _start(self, template: Template, *, ahead: bool) -> _Warm:
-        return _Warm(template, self._new_folder(), self._starter, ahead=ahead)
+        warm = _Warm(template, self._new_folder(), ahead=ahead)
+        # Known before it is there: an interrupt may come between any two lines.
+        self._warm.append(warm)
+        self._starter.submit(warm.begin)
+        return warm
+
+    def _throw_away(self, warm: _Warm, *, keep: bool = False) -> None:
+        warm.throw_away(keep=keep)
+        self._warm.remove(warm)
 
     def _refill(self, then: Wish | None) -> None:
         """Start what comes next, if its template is there; what nobody will ask for goes."""
@@ -305,13 +320,12 @@ class GuestPool:
             with contextlib.suppress(HarnessError):  # that test itself will say so
                 template = self._templates.get(templates.key(self._recipe(then)))
         for warm in [warm for warm in self._warm if warm.template != template]:
-            self._warm.remove(warm)
-            warm.throw_away()
+            self._throw_away(warm)
         while isinstance(template, Template) and len(self._warm) < self._ahead:
             # Guests take their memory as they touch it: what runs already is counted as well.
             if budget(template.recipe.machine.memory) <= len(self._warm) + 1:
                 break
-            self._warm.append(self._start(template, ahead=True))
+            self._start(template, ahead=True)
 
     def _recipe(self, wish: Wish) -> Recipe:
         machine = self._lab.find_machine(wish.machine) if wish.machine else None

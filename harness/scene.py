@@ -138,7 +138,8 @@ class Scene:
 
     def running(self, doing: Iterable[Doing]) -> list[Doing]:
         """Return the tests that run, of what the run's processes said they do."""
-        ended = {nodeid[-300:] for nodeid in self.records}
+        # Copied at once, as the views ask from threads of their own while records are added.
+        ended = {nodeid[-300:] for nodeid in list(self.records)}
         return [
             one
             for one in doing
@@ -185,7 +186,7 @@ class Scene:
         return filled.append(figures)
 
     def _counts(self, now: float, width: int) -> Text:
-        words = Counter(record.word for record in self.records.values())
+        words = Counter(record.word for record in list(self.records.values()))
         line = Text(spent(now - self.begun))
         left = self.left(now)
         for word, style in STYLES.items():
@@ -207,7 +208,7 @@ class Scene:
 
     def told(self, doing: Sequence[Doing], now: float) -> str:
         """Return how far the run is, in a plain line."""
-        words = Counter(record.word for record in self.records.values())
+        words = Counter(record.word for record in list(self.records.values()))
         counts = ", ".join(f"{words[word]} {word}" for word in STYLES if words[word])
         done = f"{len(self.records)} of {counted(self.total)}"
         running = self.running(doing)

@@ -126,7 +126,7 @@ class Run:
     def end(self, seconds: float) -> str:
         """Wait for its end and return what it said."""
         out, _ = self.process.communicate(timeout=seconds)
-        assert "Traceback" not in out
+        assert "Traceback" not in out, out
         return out
 
 

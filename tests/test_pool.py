@@ -461,3 +461,22 @@ def test_an_interrupt_while_a_clone_is_looked_at_leaks_nothing(
         pass
     assert len(world.started) == 1
     assert world.running == set()
+
+
+def test_an_interrupt_before_a_test_has_its_clone_leaks_nothing(
+    pool: GuestPool, world: World, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """Between one line and the next: the clone is nobody's but the pool's, which ends it."""
+    with pool.guest(Wish(), then=Wish()):
+        pass
+    eventually(lambda: world.running)
+
+    def stuck(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.pool.stuck", stuck)
+    with pytest.raises(KeyboardInterrupt), pool.guest(Wish()):
+        pass
+    pool.close()
+    assert len(world.started) == 2
+    assert world.running == set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import logging
@@ -57,6 +58,17 @@ def _unretrieved(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     log.debug("qmp: %s: %r", context.get("message"), context.get("exception"))
 
 
+#: Connections that stand.  An interrupt can come between making one and entering its context; then
+#: Python would end the loop under it, and print what its coroutines say to that.
+_standing: set[Qmp] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    for connection in list(_standing):
+        connection.close()
+
+
 class Qmp:
     """A QMP connection over a socket that is already connected to a QEMU."""
 
@@ -68,6 +80,7 @@ class Qmp:
 
     def connect(self, timeout: float) -> None:
         """Greet QEMU; LaunchError when it says nothing within ``timeout`` seconds."""
+        _standing.add(self)
         try:
             _Loop.call(self._connect(), timeout)
         except (
@@ -127,6 +140,7 @@ class Qmp:
 
     def close(self) -> None:
         """Drop the connection; an error on the way no longer matters."""
+        _standing.discard(self)
         if self._client is None:
             self._socket.close()
             return

@@ -1,0 +1,45 @@
+"""A signal ends what runs as Ctrl-C does: every context manager is left, every guest ended."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+import threading
+from types import FrameType
+
+#: How long an interrupt waits for logging to come to an end, in seconds, and how often at most.
+_MOMENT = 0.01
+_MOMENTS = 100
+
+_postponed = itertools.count(1)
+
+
+def interruptible() -> None:
+    """Let SIGTERM and SIGINT raise KeyboardInterrupt; what is ignored stays so."""
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, a signal handler's; a moment later when it finds logging at work."""
+    if not postponed(number, frame):
+        raise KeyboardInterrupt
+
+
+def postponed(number: int, frame: FrameType | None) -> bool:
+    """Whether a signal is sent again in a moment, as the main thread is in the logging module.
+
+    Python up to 3.12 takes logging's locks by a call and not by ``with``, so that an exception can
+    come between the call and the block that gives the lock back: the next thread that logs hangs.
+    """
+    while frame is not None and frame.f_globals is not vars(logging):
+        frame = frame.f_back
+    if frame is None or next(_postponed) > _MOMENTS:
+        return False
+    again = threading.Timer(_MOMENT, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+    return True

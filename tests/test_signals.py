@@ -1,0 +1,75 @@
+"""What a signal does, wherever the main thread is when it comes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from harness.signals import interrupt
+
+NUMBER = signal.SIGUSR1
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[None]:
+    before = signal.signal(NUMBER, interrupt)
+    yield
+    signal.signal(NUMBER, before)
+
+
+class Interrupted(logging.Handler):
+    """Is told to end in the middle of a record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        os.kill(os.getpid(), NUMBER)
+        self.whole += 1
+
+
+def test_a_signal_interrupts() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), NUMBER)
+
+
+def test_a_record_is_logged_whole_and_then_the_interrupt_comes() -> None:
+    log = logging.Logger("of a test")
+    handler = Interrupted()
+    log.addHandler(handler)
+    log.info("told")
+    assert handler.whole == 1
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(10)
+
+
+def test_logging_that_does_not_end_is_interrupted_all_the_same() -> None:
+    program = """
+import logging, os, signal, time
+from harness.signals import interruptible
+
+class Stuck(logging.Handler):
+    def emit(self, record):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(3000):
+            time.sleep(0.01)
+
+interruptible()
+logging.getLogger().addHandler(Stuck())
+try:
+    logging.error("told")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=25
+    )
+    assert done.stdout == "interrupted\n", done.stderr
