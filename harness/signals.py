@@ -9,7 +9,7 @@ import signal
 import threading
 from types import FrameType
 
-#: How long an interrupt waits for logging to come to an end, in seconds, and how often at most.
+#: How long an interrupt waits for a better moment, in seconds, and how often at most.
 _MOMENT = 0.01
 _MOMENTS = 100
 
@@ -24,22 +24,35 @@ def interruptible() -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, a signal handler's; a moment later when it finds logging at work."""
+    """Raise KeyboardInterrupt, a signal handler's; a moment later where a lock would be lost."""
     if not postponed(number, frame):
         raise KeyboardInterrupt
 
 
 def postponed(number: int, frame: FrameType | None) -> bool:
-    """Whether a signal is sent again in a moment, as the main thread is in the logging module.
+    """Whether a signal is sent again in a moment, as the main thread is where none may be raised.
 
     Python up to 3.12 takes logging's locks by a call and not by ``with``, so that an exception can
     come between the call and the block that gives the lock back: the next thread that logs hangs.
     """
-    while frame is not None and frame.f_globals is not vars(logging):
-        frame = frame.f_back
-    if frame is None or next(_postponed) > _MOMENTS:
+    if not (_waits_soon(frame) or _logs(frame)) or next(_postponed) > _MOMENTS:
         return False
     again = threading.Timer(_MOMENT, os.kill, (os.getpid(), number))
     again.daemon = True
     again.start()
     return True
+
+
+def _logs(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_globals is not vars(logging):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _waits_soon(frame: FrameType | None) -> bool:
+    """Whether a condition has given its lock back and would not take it again: an error of its own
+    would then take an interrupt's place (cpython's Lib/threading.py, 3.11 to 3.14).
+    """
+    if frame is None or frame.f_code is not threading.Condition.wait.__code__:
+        return False
+    return "gotit" not in frame.f_locals  # set in front of its try

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -49,6 +52,22 @@ def test_a_record_is_logged_whole_and_then_the_interrupt_comes() -> None:
     assert handler.whole == 1
     with pytest.raises(KeyboardInterrupt):
         time.sleep(10)
+
+
+def test_an_interrupt_before_a_wait_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock is given back, and nobody waits yet: an error would take the interrupt's place."""
+    condition = threading.Condition()
+    give_back = condition._release_save  # type: ignore[attr-defined]
+    take_back = condition._acquire_restore  # type: ignore[attr-defined]
+    send = functools.partial(os.kill, os.getpid(), NUMBER)
+    # Nothing of Python between the two: the signal finds the condition's own frame.
+    interrupted: Callable[[], object] = functools.partial(
+        list, map(operator.call, [give_back, send])
+    )
+    monkeypatch.setattr(condition, "_release_save", interrupted)
+    monkeypatch.setattr(condition, "_acquire_restore", lambda state: take_back(state[0]))
+    with pytest.raises(KeyboardInterrupt), condition:
+        condition.wait(10)
 
 
 def test_logging_that_does_not_end_is_interrupted_all_the_same() -> None:

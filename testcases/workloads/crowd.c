@@ -27,8 +27,12 @@
 #define PAGE 4096UL
 #define THREADS 8
 #define SYNCING 2
-/* What none of the threads does a step in is a hang; a step is some milliseconds. */
+/*
+ * What none of the threads does a step in is a hang; a step is some milliseconds.  Both the time and
+ * the looks: in a guest that its host does not run, time passes and nothing happens.
+ */
 #define STALL_SECONDS 10
+#define STALL_LOOKS 250
 #define CHECK_SECONDS 25
 /* A check in which nobody was there to be woken is done again. */
 #define ENOUGH 4
@@ -147,7 +151,7 @@ static void tell_hung(void)
 static bool together(void (*work)(int me))
 {
 	double since = nvh_now();
-	unsigned int steps = 0;
+	unsigned int looks = 0, steps = 0;
 	pthread_t thread;
 
 	run.work = work;
@@ -159,10 +163,12 @@ static bool together(void (*work)(int me))
 	while (atomic_load(&run.ended) < THREADS) {
 		unsigned int now = atomic_load(&run.steps);
 
-		if (now != steps)
+		if (now != steps) {
 			since = nvh_now();
+			looks = 0;
+		}
 		steps = now;
-		if (nvh_now() > since + STALL_SECONDS) {
+		if (++looks > STALL_LOOKS && nvh_now() > since + STALL_SECONDS) {
 			tell_hung();
 			run.hung = true;
 			/* Who waits for the output's end would wait for that thread. */
