@@ -96,6 +96,20 @@ def test_l1_clone_onto_a_pinned_file(guest: Guest, case: Case, pinned: str) -> N
     )  # fmt: skip
 
 
+@every_fs
+def test_l1_punch_beside_a_sync(guest: Guest, case: Case, fs: str) -> None:
+    """A sync has the pinned page's entry locked just then: the page is busy all the same."""
+    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
+        hint = f"xfs_io -c 'extsize 2m' {mount.path}" if fs == "xfs" else "true"
+        guest.run(hint)
+        facts = guest.workload("beside", "--file", f"{mount.path}/a").facts
+    case.prove("the file is DAX", facts["dax"])
+    case.fact("rounds", facts["rounds"])
+    with case.gathered():
+        for key in ("returned_while_pinned_alone", "returned_while_pinned"):
+            case.expect(key, facts[key])
+
+
 def test_l1_clone_waits_for_the_last_of_many_pins(guest: Guest, case: Case) -> None:
     """They end one after the other; who looks at only one of them is caught out sooner or later."""
     options = ("--pages", "64", "--pin-page", "0-63", "--observe", "0.1", "--between", "0.01")
