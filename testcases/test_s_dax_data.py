@@ -114,6 +114,22 @@ def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) 
                 case.expect(f"{what}: bytes flushed", flushed, right=whole)
 
 
+@every_fs
+def test_s13_sync_beside_a_sync(guest: Guest, case: Case, fs: str) -> None:
+    """Of two syncs of a file at once neither is done before what was stored is written back."""
+    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
+        if fs == "xfs":
+            guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
+        facts = guest.workload("syncs", "--file", f"{mount.path}/a").facts
+    case.prove("the file is DAX", facts["dax"])
+    if "trace_missing" in facts:
+        case.skip(f"no tracepoints: {facts['trace_missing']}", enable="set CONFIG_FTRACE=y")
+    case.fact("rounds", facts["rounds"])
+    with case.gathered():
+        for key in ("passed_over_alone", "passed_over"):
+            case.expect(key, facts[key])
+
+
 def test_s13_write_passes_the_caches(guest: Guest, case: Case) -> None:
     """What write() brings is dirty in no entry: it must be durable without a sync's help."""
     with dax_mount(guest, case, "ext4", mkfs=ALIGNED["ext4"]) as mount:

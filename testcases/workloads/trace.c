@@ -77,6 +77,7 @@ bool trace_start(void)
 	err = tracefs_put(pid, 0, "%s/set_event_pid", trace.instance);
 	if (err)
 		return missing("set_event_pid", err);
+	tracefs_put("1", 0, "%s/options/event-fork", trace.instance); /* threads as well */
 	err = tracefs_put("1", 0, "%s/events/fs_dax/enable", trace.instance);
 	if (err)
 		return missing("events/fs_dax", err);
@@ -153,6 +154,19 @@ size_t trace_count(const char *event, const char *words)
 
 	each(event, count_one, &counter);
 	return counter.count;
+}
+
+bool trace_begins(const char *event, const char *other)
+{
+	char names[2][64];
+	const char *first, *second;
+
+	snprintf(names[0], sizeof(names[0]), ": %s: ", event);
+	snprintf(names[1], sizeof(names[1]), ": %s: ", other);
+	read_trace();
+	first = strstr(trace.text, names[0]);
+	second = strstr(trace.text, names[1]);
+	return first && (!second || first < second);
 }
 
 struct list {

@@ -9,7 +9,8 @@
 #include <stddef.h>
 
 /*
- * Starts recording the events of fs/dax.c (include/trace/events/fs_dax.h) of this process.  False
+ * Starts recording the events of fs/dax.c (include/trace/events/fs_dax.h) of this thread and of those that
+ * it makes from now on.  False
  * where the kernel has none, with the reason in the fact "trace_missing"; "probe_missing" has what cannot
  * be probed.
  */
@@ -20,6 +21,9 @@ void trace_clear(void);
 
 /* How many recorded lines are of this event and hold these words, which may be NULL. */
 size_t trace_count(const char *event, const char *words);
+
+/* Whether the first recorded line of either event is of this one and not of the other. */
+bool trace_begins(const char *event, const char *other);
 
 /* The pages that dax_writeback_one names, first page and number by turns; returns how many numbers. */
 size_t trace_written_back(long long *pages, size_t room);
