@@ -265,7 +265,9 @@ def test_an_interrupted_bisection_goes_on(host: Host) -> None:
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=LONG)
     assert process.returncode == 130
-    assert f"interrupted: nvh bisect --resume {host.latest} goes on" in " ".join(said.split())
+    assert f"interrupted: {program()} bisect --resume {host.latest} goes on" in " ".join(
+        said.split()
+    )
     (host.folder / "hurry").touch()
     code, out, _ = host.nvh("--resume", "results/latest")
     assert code == 0

@@ -13,7 +13,7 @@ from harness.errors import HostError
 from harness.lab import Lab, Options
 from harness.qemu import accel
 from harness.report.bisection import Bisection
-from harness.report.record import TestRecord
+from harness.report.record import TestRecord, program
 from harness.report.results import ResultsDir
 from harness.verdict.status import Status
 from tests.made_up_runs import Runs, runs
@@ -46,7 +46,7 @@ def test_trouble_of_the_host_says_nothing_of_a_kernel(host: Host, kernel: str, s
     code, _, err = host.run("--good", "good-1", "--bad", "bad-3", *listed)
     assert code == 125
     assert said.replace("KERNEL", kernel) in " ".join(err.split())
-    assert f"nvh bisect --resume {host.latest} goes on" in " ".join(err.split())
+    assert f"{program()} bisect --resume {host.latest} goes on" in " ".join(err.split())
     assert sum(line.startswith("nvh: ") for line in err.splitlines()) == 1
     assert [step.kernel for step in host.kept.steps] == ["bad-3", "good-1"]
     (host.folder / "hurry").touch()

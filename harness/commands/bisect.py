@@ -20,6 +20,7 @@ from harness.images.kernel import absolute, resolve
 from harness.images.source import build_dir
 from harness.images.store import Store, hash_of
 from harness.lab import Lab, Options
+from harness.process import shell_line
 from harness.qemu import accel
 from harness.report import bisection
 from harness.report.bisection import Bisection, Tree
@@ -105,12 +106,12 @@ def _spoken(found: Bisection) -> str:
 
 
 def _go_on(found: Bisection, folder: Path) -> str:
-    words = f"nvh bisect --resume {folder} goes on"
+    words = f"{shell_line([program(), 'bisect', '--resume', str(folder)])} goes on"
     if found.tree is None or not found.tree.worktree:
         return words
     tree = found.tree
-    remove = f"git -C {tree.path} worktree remove --force {tree.worktree}"
-    return f"{words}; {remove} && rm -r {folder} gives it up"
+    remove = shell_line(["git", "-C", tree.path, "worktree", "remove", "--force", tree.worktree])
+    return f"{words}; {remove} && {shell_line(['rm', '-r', str(folder)])} gives it up"
 
 
 def _resumed(args: argparse.Namespace) -> Path:
