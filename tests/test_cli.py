@@ -18,6 +18,7 @@ from harness import paths, pool, rundir
 from harness.cli import main
 from harness.lab import Lab, Options
 from harness.report import summary
+from harness.report.matrix import Combination, Matrix
 from harness.report.record import TestRecord, program
 from harness.report.results import ResultsDir
 from harness.verdict.status import Status
@@ -470,7 +471,33 @@ def test_what_failed_is_selected_by_its_ids(nvh: Nvh, tmp_path: Path) -> None:
     said = nvh("test", "--failed", str(tmp_path), "--dry-run")
     assert said.code == 2
     assert "failed" in said.err
-    assert nvh("test", "--failed", str(tmp_path / "none"), "--dry-run").code == 125
+
+
+@pytest.mark.usefixtures("no_images")
+def test_what_failed_and_is_gone_is_named_whole(nvh: Nvh, tmp_path: Path) -> None:
+    there = "test_v_dax.py::test_v3_fsdax_is_refused[shared-ext4]"
+    ids = [there, "test_reports.py::test_report[a-b]"]
+    for failed in (ids, [*ids, "test_v_gone.py::test_v3_x"]):
+        records = [TestRecord(f"testcases/{one}", Status.FAIL, 1.0) for one in failed]
+        summary.write(tmp_path / "summary.json", records, {})
+        line = complaint(nvh("test", "--failed", str(tmp_path)), 2)
+        assert "no test is called testcases/test_reports.py::test_report[a-b]" in line
+        assert ("and 1 more" in line) is (len(failed) == 3)
+        assert "nvh test -k NAME runs the others" in line
+
+
+@pytest.mark.usefixtures("no_images")
+def test_what_failed_is_asked_of_a_run(nvh: Nvh, tmp_path: Path) -> None:
+    good = Combination("good", "m", "good,m", exit_code=0, results="good,m/2026")
+    bad = replace(good, kernel="k", folder="k,m", exit_code=1, results="k,m/2026")
+    Matrix("", {}, "", (good, bad)).save(tmp_path)
+    line = complaint(nvh("test", "--failed", str(tmp_path)), 2)
+    assert f"a matrix, not a run (name one of its runs, such as {tmp_path}/k,m/2026)" in line
+    (tmp_path / "matrix.json").rename(tmp_path / "bisect.json")
+    line = complaint(nvh("test", "--failed", str(tmp_path)), 2)
+    assert f"a bisection, not a run (name a run of it, below {tmp_path}/steps)" in line
+    line = complaint(nvh("test", "--failed", "none"), 2)
+    assert "--failed none: none/summary.json: No such file or directory (the results of" in line
 
 
 def test_verbose_is_pytests_own_words(nvh: Nvh) -> None:
