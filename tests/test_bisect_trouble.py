@@ -50,8 +50,13 @@ def test_trouble_of_the_host_says_nothing_of_a_kernel(host: Host, kernel: str, s
     assert sum(line.startswith("nvh: ") for line in err.splitlines()) == 1
     assert [step.kernel for step in host.kept.steps] == ["bad-3", "good-1"]
     (host.folder / "hurry").touch()
-    code, out, _ = host.nvh("--resume", "results/latest")
+    latest = host.folder / "results/latest"
+    stopped = host.latest
+    latest.unlink()
+    latest.symlink_to("another")
+    code, out, _ = host.nvh("--resume", str(stopped))
     assert (code, "the first bad kernel: bad-3\n" in out) == (0, True)
+    assert host.latest == stopped
     assert [(step.kernel, step.verdict) for step in host.kept.steps][2:] == [(kernel, "good")]
 
 

@@ -343,6 +343,17 @@ def test_a_resumed_matrix_keeps_its_options(host: Host) -> None:
     assert lines == ["killed default V1"] * 2
 
 
+def test_latest_is_the_resumed_one(host: Host) -> None:
+    host.run(*kernels("killed"))
+    first = host.latest
+    host.run(*kernels("PASS"))
+    host.resume(str(first))
+    assert host.latest == first
+    alone = first.rename(host.folder / "alone")
+    host.resume(str(alone))
+    assert not (host.folder / "latest").is_symlink()
+
+
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"format": 99}', "\x00"])
 def test_resuming_what_is_no_matrix(host: Host, content: str | None) -> None:
     (host.folder / "dir").mkdir()

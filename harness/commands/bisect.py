@@ -26,7 +26,7 @@ from harness.report import bisection
 from harness.report.bisection import Bisection, Tree
 from harness.report.escape import one_line
 from harness.report.record import program
-from harness.report.results import make_folder, owned
+from harness.report.results import make_folder, owned, point_again
 from harness.verdict.known import version
 
 #: What nvh repro is told too.
@@ -55,6 +55,7 @@ def _search(found: Bisection, folder: Path, store: Store, say: Callable[[str], N
     if found.exit_code is not None and told.is_file():
         print(told.read_text(), end="")
         return found.exit_code
+    point_again(folder)
     print(f"{_spoken(found)}; results in {folder}", flush=True)
     if found.tree is not None and not found.tree.worktree:
         path = Path(found.tree.path)
