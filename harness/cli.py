@@ -47,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.command = rest
     elif rest:
         parser.error(f"{args.name} takes nothing after --")
-    _absolute(args)
     # Nobody else writes what the harness makes, whatever the user's mask lets them.
     os.umask(os.umask(0o077) | 0o022)
     action: Callable[[argparse.Namespace], int] = args.action
     try:
         interruptible()
+        _absolute(args)
         return action(args)
     except HarnessError as error:
         return ui.complain(error)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _absolute(args: argparse.Namespace) -> None:
     """Make paths that were given relative to here good everywhere: in workers, in reports."""
-    if getattr(args, "kernel", None):
+    if getattr(args, "kernel", None) is not None:
         args.kernel = absolute(args.kernel)
     if getattr(args, "machine", None):
         args.machine = _absolute_machine(args.machine)

@@ -124,6 +124,30 @@ def test_a_kernel_that_is_not_there(nvh: Nvh, tmp_path: Path, command: list[str]
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("word", ["", " ", "deb:", "deb:a.deb,"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["test"], ["run"], ["shell"], ["doctor"], ["matrix"], ["bisect", "--good", "a"]),
+        *(["repro", "bundle"], ["image", "build"], ["kernel", "show"], ["kernel", "check"]),
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_no_kernel(nvh: Nvh, tmp_path: Path, command: list[str], word: str) -> None:
+    (tmp_path / "arch/x86/boot").mkdir(parents=True)
+    (tmp_path / "arch/x86/boot/bzImage").write_bytes(bzimage("6.1.0"))  # a built tree is here
+    option = [] if command[0] == "kernel" else ["--kernel"]
+    assert f"{word!r} names no kernel (a shell's variable" in complaint(
+        nvh(*command, *option, word), 2
+    )
+
+
+def test_nothing_is_no_end_of_a_bisection_and_no_source(nvh: Nvh) -> None:
+    assert "--good is missing" in complaint(nvh("bisect", "V1", "--good", "", "--bad", "b"), 2)
+    assert "' ' names no kernel" in complaint(nvh("bisect", "V1", "--good", "a", "--bad", " "), 2)
+    assert "no kernel source at ''" in complaint(nvh("kernel", "build", ""), 2)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
