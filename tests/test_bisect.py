@@ -436,8 +436,10 @@ def test_a_place_for_a_worktree_is_one_bisections_own(host: Host) -> None:
         (["B", "--good", "a", "--bad", "a"], "a cannot be both good and bad"),
         (["B", "--good", "a", "--bad", "b", "--repeat", "0"], "--repeat 0"),
         (["no/such.tar.zst", "--good", "a", "--bad", "b"], "no bundle at no/such.tar.zst"),
-        (["B", "--good", "a", "--bad", "b", "--patch", "x"], "patch without --tree"),
-        (["B", "--good", "a", "--bad", "b", "--", "mm"], "paths without --tree"),
+        (["B", "--good", "a", "--bad", "b", "--patch", "x"], "--patch without --tree ("),
+        (["B", "--good", "a", "--bad", "b", "--config", "debug"], "--config without --tree ("),
+        (["B", "--good", "a", "--bad", "b", "-j", "2"], "-j without --tree (commits are searched"),
+        (["B", "--good", "a", "--bad", "b", "--", "mm"], "-- PATHS without --tree ("),
         (
             ["B", "--good", "a", "--bad", "b", "--tree", "T", "--kernel", "c"],
             "--kernel with --tree",

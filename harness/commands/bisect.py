@@ -195,12 +195,17 @@ def _symptom(word: str) -> tuple[str, str]:
 # Packaged kernels
 
 
+#: What is said of commits only, by its name here and as it is typed.
+_OF_TREE = {"config": "--config", "patch": "--patch", "j": "-j", "command": "-- PATHS"}
+
+
 def _kernels(
     args: argparse.Namespace, store: Store, say: Callable[[str], None]
 ) -> tuple[tuple[str, ...], Turn]:
-    for option in ("config", "patch", "j", "command"):
-        if getattr(args, option):
-            raise UsageError(f"{'paths' if option == 'command' else option} without --tree")
+    for name, typed in _OF_TREE.items():
+        if getattr(args, name) not in (None, []):
+            hint = "commits are searched with --tree LINUX; without it, kernels are, as they come"
+            raise UsageError(f"{typed} without --tree", hint=hint)
     listed = list(args.kernels or [])
     if args.kernel_file:
         listed += _file(Path(args.kernel_file))
