@@ -32,7 +32,7 @@ from harness.verdict.known import version
 #: What nvh repro is told too.
 _OPTIONS = ("accel", "machine")
 #: What may be given with --resume: everything else was given at the start.
-_FREE = {"resume", "action", "name", "command_words"}
+_FREE = {"resume", "action", "refuse", "command_words"}
 
 
 def bisect(args: argparse.Namespace) -> int:
