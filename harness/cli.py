@@ -46,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif hasattr(args, "command_words"):
         args.command = rest
     elif rest:
-        parser.error(f"{args.name} takes nothing after --")
-    _absolute(args)
+        args.refuse("nothing is taken after --")
     # Nobody else writes what the harness makes, whatever the user's mask lets them.
     os.umask(os.umask(0o077) | 0o022)
     action: Callable[[argparse.Namespace], int] = args.action
     try:
         interruptible()
+        _absolute(args)
         return action(args)
     except HarnessError as error:
         return ui.complain(error)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _absolute(args: argparse.Namespace) -> None:
     """Make paths that were given relative to here good everywhere: in workers, in reports."""
-    if getattr(args, "kernel", None):
+    if getattr(args, "kernel", None) is not None:
         args.kernel = absolute(args.kernel)
     if getattr(args, "machine", None):
         args.machine = _absolute_machine(args.machine)
@@ -103,7 +103,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nvh")
+    parser: argparse.ArgumentParser = manual.Parser(prog="nvh")
     manual.describe(parser, "")
     parser.add_argument(
         "--version", action="version", version=f"nvh {__version__}", help="show it and exit"
@@ -206,7 +206,7 @@ def _command(
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text)
     manual.describe(parser, parser.prog.removeprefix("nvh "))
-    parser.set_defaults(action=action, name=name)
+    parser.set_defaults(action=action, refuse=parser.error)
     return parser
 
 

@@ -7,8 +7,12 @@ import functools
 import shutil
 import textwrap
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from harness.errors import EXIT_USAGE
+from harness.report.escape import one_line
 
 #: Columns of a help text, at most.
 WIDTH = 80
@@ -31,6 +35,25 @@ class Layout(argparse.HelpFormatter):
                 filled = textwrap.fill(paragraph, width, break_on_hyphens=False)
                 lines += textwrap.indent(filled, indent).split("\n")
         return "\n".join(lines)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that tells wrong usage in one line, by the command that was used wrongly."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and what to do, and exit."""
+        what = "commands" if self._subparsers else "options"
+        told = f"{self.prog}: {one_line(message, 2000)}; {self.prog} --help shows its {what}"
+        self.exit(EXIT_USAGE, f"{told}\n")
+
+    def parse_known_args(  # type: ignore[override] # argparse hands on what a command does not know
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Complain of words that the command does not know, which else only nvh itself would."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 @functools.cache

@@ -265,7 +265,9 @@ def test_an_interrupted_bisection_goes_on(host: Host) -> None:
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=LONG)
     assert process.returncode == 130
-    assert f"interrupted: nvh bisect --resume {host.latest} goes on" in " ".join(said.split())
+    assert f"interrupted: {program()} bisect --resume {host.latest} goes on" in " ".join(
+        said.split()
+    )
     (host.folder / "hurry").touch()
     code, out, _ = host.nvh("--resume", "results/latest")
     assert code == 0
@@ -434,8 +436,10 @@ def test_a_place_for_a_worktree_is_one_bisections_own(host: Host) -> None:
         (["B", "--good", "a", "--bad", "a"], "a cannot be both good and bad"),
         (["B", "--good", "a", "--bad", "b", "--repeat", "0"], "--repeat 0"),
         (["no/such.tar.zst", "--good", "a", "--bad", "b"], "no bundle at no/such.tar.zst"),
-        (["B", "--good", "a", "--bad", "b", "--patch", "x"], "patch without --tree"),
-        (["B", "--good", "a", "--bad", "b", "--", "mm"], "paths without --tree"),
+        (["B", "--good", "a", "--bad", "b", "--patch", "x"], "--patch without --tree ("),
+        (["B", "--good", "a", "--bad", "b", "--config", "debug"], "--config without --tree ("),
+        (["B", "--good", "a", "--bad", "b", "-j", "2"], "-j without --tree (commits are searched"),
+        (["B", "--good", "a", "--bad", "b", "--", "mm"], "-- PATHS without --tree ("),
         (
             ["B", "--good", "a", "--bad", "b", "--tree", "T", "--kernel", "c"],
             "--kernel with --tree",

@@ -13,7 +13,7 @@ from harness.errors import HostError
 from harness.lab import Lab, Options
 from harness.qemu import accel
 from harness.report.bisection import Bisection
-from harness.report.record import TestRecord
+from harness.report.record import TestRecord, program
 from harness.report.results import ResultsDir
 from harness.verdict.status import Status
 from tests.made_up_runs import Runs, runs
@@ -46,12 +46,17 @@ def test_trouble_of_the_host_says_nothing_of_a_kernel(host: Host, kernel: str, s
     code, _, err = host.run("--good", "good-1", "--bad", "bad-3", *listed)
     assert code == 125
     assert said.replace("KERNEL", kernel) in " ".join(err.split())
-    assert f"nvh bisect --resume {host.latest} goes on" in " ".join(err.split())
+    assert f"{program()} bisect --resume {host.latest} goes on" in " ".join(err.split())
     assert sum(line.startswith("nvh: ") for line in err.splitlines()) == 1
     assert [step.kernel for step in host.kept.steps] == ["bad-3", "good-1"]
     (host.folder / "hurry").touch()
-    code, out, _ = host.nvh("--resume", "results/latest")
+    latest = host.folder / "results/latest"
+    stopped = host.latest
+    latest.unlink()
+    latest.symlink_to("another")
+    code, out, _ = host.nvh("--resume", str(stopped))
     assert (code, "the first bad kernel: bad-3\n" in out) == (0, True)
+    assert host.latest == stopped
     assert [(step.kernel, step.verdict) for step in host.kept.steps][2:] == [(kernel, "good")]
 
 

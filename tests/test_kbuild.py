@@ -421,6 +421,12 @@ def test_check_names_rows_and_lines(
     file.write_text(f"{file.read_text()}CONFIG_FS_DAX=y\n")
     assert main(["kernel", "check", str(file)]) == 0
     assert "\n# CONFIG_FS_DAX is not set  # S10\n" in capsys.readouterr().out
+    config = file.read_text().replace("CONFIG_BLK_DEV_WRITE_MOUNTED=y\n", "")
+    for release, asked in (("6.1.192", False), ("6.8.0-rc1", True), ("6.12.3+deb", True)):
+        file.write_text(f"#\n# Linux/x86 {release} Kernel Configuration\n#\n{config}")
+        assert main(["kernel", "check", str(file)]) == 0
+        line = "\nCONFIG_BLK_DEV_WRITE_MOUNTED=y  # S5\n"
+        assert (line in capsys.readouterr().out) is asked
     file.write_text("CONFIG_MODULES=y\nCONFIG_PCI=y\n")
     assert main(["kernel", "check", str(file)]) == 1
     said = capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 from harness import paths
 from harness.cli import main
 from harness.errors import SpecError, WorkloadError
+from harness.report.record import program
 from harness.verdict.expectation import row_id
 from harness.verdict.reports import good_name, heard, load_reports
 
@@ -151,7 +152,7 @@ def test_a_new_report_is_one(folder: Path, kind: str, capsys: pytest.CaptureFixt
     assert (report.script is None) == (kind == "--c")
     assert report.mount is not None
     said = capsys.readouterr().out
-    assert "nvh test -k my_bug" in said
+    assert f"{program()} test -k my_bug\n" in said
     assert ("make workloads" in said) == (kind == "--c")
     assert main(["new-report", "my_bug"]) == 2  # nothing is overwritten
 

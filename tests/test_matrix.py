@@ -21,6 +21,7 @@ from harness.qemu import accel
 from harness.report import matrix as kept
 from harness.report import matrix_table
 from harness.report.matrix import State
+from harness.report.record import program
 from harness.report.results import owned
 from harness.report.summary import Entry, Summary
 from harness.verdict.status import Status
@@ -278,7 +279,9 @@ def test_an_interruption_is_passed_on_and_the_matrix_goes_on_later(
         "PASS": "waiting",
     }
     assert "none on default: not run yet" in out
-    assert f"go on with: nvh matrix --resume {host.latest.relative_to(host.folder)}\n" in out
+    assert (
+        f"go on with: {program()} matrix --resume {host.latest.relative_to(host.folder)}\n" in out
+    )
 
     (host.folder / "hurry").touch()
     code, out, _ = host.resume()
@@ -338,6 +341,17 @@ def test_a_resumed_matrix_keeps_its_options(host: Host) -> None:
     host.resume()
     lines = (host.folder / "starts").read_text().splitlines()
     assert lines == ["killed default V1"] * 2
+
+
+def test_latest_is_the_resumed_one(host: Host) -> None:
+    host.run(*kernels("killed"))
+    first = host.latest
+    host.run(*kernels("PASS"))
+    host.resume(str(first))
+    assert host.latest == first
+    alone = first.rename(host.folder / "alone")
+    host.resume(str(alone))
+    assert not (host.folder / "latest").is_symlink()
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"format": 99}', "\x00"])

@@ -20,18 +20,19 @@ from harness.images.kernel import absolute, resolve
 from harness.images.source import build_dir
 from harness.images.store import Store, hash_of
 from harness.lab import Lab, Options
+from harness.process import shell_line
 from harness.qemu import accel
 from harness.report import bisection
 from harness.report.bisection import Bisection, Tree
 from harness.report.escape import one_line
 from harness.report.record import program
-from harness.report.results import make_folder, owned
+from harness.report.results import make_folder, owned, point_again
 from harness.verdict.known import version
 
 #: What nvh repro is told too.
 _OPTIONS = ("accel", "machine")
 #: What may be given with --resume: everything else was given at the start.
-_FREE = {"resume", "action", "name", "command_words"}
+_FREE = {"resume", "action", "refuse", "command_words"}
 
 
 def bisect(args: argparse.Namespace) -> int:
@@ -54,6 +55,7 @@ def _search(found: Bisection, folder: Path, store: Store, say: Callable[[str], N
     if found.exit_code is not None and told.is_file():
         print(told.read_text(), end="")
         return found.exit_code
+    point_again(folder)
     print(f"{_spoken(found)}; results in {folder}", flush=True)
     if found.tree is not None and not found.tree.worktree:
         path = Path(found.tree.path)
@@ -105,12 +107,12 @@ def _spoken(found: Bisection) -> str:
 
 
 def _go_on(found: Bisection, folder: Path) -> str:
-    words = f"nvh bisect --resume {folder} goes on"
+    words = f"{shell_line([program(), 'bisect', '--resume', str(folder)])} goes on"
     if found.tree is None or not found.tree.worktree:
         return words
     tree = found.tree
-    remove = f"git -C {tree.path} worktree remove --force {tree.worktree}"
-    return f"{words}; {remove} && rm -r {folder} gives it up"
+    remove = shell_line(["git", "-C", tree.path, "worktree", "remove", "--force", tree.worktree])
+    return f"{words}; {remove} && {shell_line(['rm', '-r', str(folder)])} gives it up"
 
 
 def _resumed(args: argparse.Namespace) -> Path:
@@ -193,12 +195,17 @@ def _symptom(word: str) -> tuple[str, str]:
 # Packaged kernels
 
 
+#: What is said of commits only, by its name here and as it is typed.
+_OF_TREE = {"config": "--config", "patch": "--patch", "j": "-j", "command": "-- PATHS"}
+
+
 def _kernels(
     args: argparse.Namespace, store: Store, say: Callable[[str], None]
 ) -> tuple[tuple[str, ...], Turn]:
-    for option in ("config", "patch", "j", "command"):
-        if getattr(args, option):
-            raise UsageError(f"{'paths' if option == 'command' else option} without --tree")
+    for name, typed in _OF_TREE.items():
+        if getattr(args, name) not in (None, []):
+            hint = "commits are searched with --tree LINUX; without it, kernels are, as they come"
+            raise UsageError(f"{typed} without --tree", hint=hint)
     listed = list(args.kernels or [])
     if args.kernel_file:
         listed += _file(Path(args.kernel_file))

@@ -18,6 +18,7 @@ from harness.lab import Lab, Options
 from harness.process import shell_line
 from harness.qemu import argv
 from harness.qemu.argv import Boot
+from harness.report.record import program
 from harness.toml_table import format_size, parse_size
 
 
@@ -159,7 +160,8 @@ def kernel_list(_: argparse.Namespace) -> int:
         releases = ", ".join(_releases(entry)) or "?"
         print(f"{releases:32} {entry.key[:12]} {_megabytes(entry.size)}")
     if not entries:
-        print("none yet: nvh kernel fetch debian:6.12 fetches one")
+        fetch = shell_line([program(), "kernel", "fetch", "debian:6.12"])
+        print(f"none yet: {fetch} fetches one")
     return EXIT_OK
 
 

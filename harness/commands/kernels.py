@@ -13,8 +13,13 @@ from harness.errors import EXIT_FAILED, EXIT_OK, HarnessError, UsageError
 from harness.images import kbuild, kconfig
 from harness.lab import Lab, Options, groups_of
 from harness.verdict.expectation import Catalogue, Row
+from harness.verdict.known import version
 
 _OPTION = re.compile(r"\bCONFIG_\w+")
+#: In a row's needs: older kernels have no such option and do without.
+_SINCE = re.compile(r"\(from v([\d.]+)\)")
+#: What scripts/kconfig writes into a .config's head.
+_RELEASE = re.compile(r"^# Linux/\S+ (\S+) Kernel Configuration$", re.MULTILINE)
 
 
 def build(args: argparse.Namespace) -> int:
@@ -41,13 +46,14 @@ def check(args: argparse.Namespace) -> int:
 
     The exit code tells whether a guest of the default machine can boot.
     """
-    options, modular = _options(args.config)
+    options, modular, release = _options(args.config)
     machine = Lab(Options()).machine
     stopping = kconfig.lacking(options, groups=groups_of(machine), modular=modular)
     features = kconfig.lacking(options, groups=("features",), modular=modular)
     catalogue = Catalogue.load(paths.source_tree() / "testcases" / "catalogue")
     missing = {
-        row.id: _missing(row, options, {one.option for one in features}) for row in catalogue
+        row.id: _missing(row, options, {one.option for one in features}, release)
+        for row in catalogue
     }
     for problem in stopping:
         print(f"no guest: {problem}")
@@ -66,16 +72,17 @@ def check(args: argparse.Namespace) -> int:
     return EXIT_FAILED if stopping else EXIT_OK
 
 
-def _options(text: str) -> tuple[Mapping[str, str], bool]:
-    """Return a configuration, and whether its kernel has modules to load."""
+def _options(text: str) -> tuple[Mapping[str, str], bool, str]:
+    """Return a configuration, whether its kernel has modules to load, and its release or ""."""
     file = Path(text).expanduser()
     if file.is_file():
         try:
-            options = kconfig.parse(file.read_text())
+            config = file.read_text()
         except UnicodeDecodeError:
-            options = {}  # an image
-        if options:
-            return options, True
+            config = ""  # an image
+        if options := kconfig.parse(config):
+            told = _RELEASE.search(config)
+            return options, True, told[1] if told else ""
     lab = Lab(Options(kernel=text))
     with ui.progress() as shown:
         lab.say = shown.say
@@ -84,17 +91,20 @@ def _options(text: str) -> tuple[Mapping[str, str], bool]:
         raise HarnessError(
             f"{lab.kernel.origin} does not tell its configuration", hint="name its .config"
         )
-    return found, lab.kernel.modules is not None
+    return found, lab.kernel.modules is not None, lab.kernel.release
 
 
-def _missing(row: Row, options: Mapping[str, str], features: set[str]) -> list[str]:
-    """Return the options that a row needs and a configuration lacks."""
+def _missing(row: Row, options: Mapping[str, str], features: set[str], release: str) -> list[str]:
+    """Return the options that a row needs and the configuration of a release, if known, lacks."""
     lacking = {
         option: None
         for option in sorted(features)
         if any(fnmatch.fnmatchcase(row.id, pattern) for pattern in kconfig.rows_of(option))
     }
     for need in " and ".join(row.needs).split(" and "):
+        since = _SINCE.search(need)
+        if since and release and version(release) < version(since[1]):
+            continue
         named = _OPTION.findall(need)  # several are alternatives
         there = any(options.get(option) in ("y", "m") for option in named)
         if named and f"{named[0]}=n" in need:

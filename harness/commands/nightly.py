@@ -16,7 +16,7 @@ from harness.report import compare as comparison
 from harness.report import matrix as kept
 from harness.report import matrix_table
 from harness.report.matrix import Matrix
-from harness.report.results import make_folder, owned
+from harness.report.results import make_folder, owned, point_again
 
 #: What a matrix hands on to each nvh test, and which a resumed one has in its matrix.json.
 _OPTIONS = ("accel", "k", "set", "n")
@@ -41,6 +41,7 @@ def matrix(args: argparse.Namespace) -> int:
     with owned(folder, "nvh matrix"):
         if args.resume:
             found = kept.load(folder)  # as whoever held it before has left it
+            point_again(folder)
         waiting = sum(map(runs.is_to_do, found.combinations))
         runs_to_do = "1 run" if waiting == 1 else f"{waiting} runs"
         print(f"{runs_to_do} to do; results in {folder}", flush=True)

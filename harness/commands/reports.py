@@ -9,6 +9,8 @@ from pathlib import Path
 from harness import paths
 from harness.errors import EXIT_OK, UsageError
 from harness.lab import Lab, Options
+from harness.process import shell_line
+from harness.report.record import program
 from harness.verdict.reports import good_name
 
 _TOML = """\
@@ -140,7 +142,7 @@ def new_report(args: argparse.Namespace) -> int:
     print(f"{_shown(toml)}: the mail, the claim, the guest and what is right")
     print(f"{_shown(file)}: the steps")
     build = "make workloads && " if in_c else ""
-    print(f"then: {build}nvh test -k {args.report}")
+    print(f"then: {build}{shell_line([program(), 'test', '-k', args.report])}")
     return EXIT_OK
 
 

@@ -21,7 +21,7 @@ from harness.lab import Lab, Options
 from harness.pool import budget
 from harness.process import shell_line
 from harness.qemu.snapshot import NotMigratable
-from harness.report import summary
+from harness.report import bisection, matrix, summary
 from harness.report.results import ResultsDir
 from harness.report.table import counted, cut
 from harness.run_reporter import exit_code, verdict_of
@@ -102,7 +102,7 @@ def selected(expression: str) -> list[str]:
     """Return the ids of the tests that -k selects; raise when that is none."""
     root = paths.source_tree()
     where = [str(root / TESTCASES), f"--rootdir={root}", "-p", "no:cacheprovider", "-q"]
-    args = argparse.Namespace(k=expression, set=None)
+    args = argparse.Namespace(k=expression, set=None, failed=None)
     return [item.nodeid for item in _collect(root, args, [*where, "-k", expression]).items]
 
 
@@ -151,6 +151,8 @@ def _collect(root: Path, args: argparse.Namespace, arguments: list[str]) -> _Col
     if found.broken:
         raise HarnessError(f"a testcase cannot be loaded: {found.broken[0]}")
     if status == pytest.ExitCode.USAGE_ERROR:
+        if args.failed:
+            _require(Path(args.failed))
         raise UsageError(_complaint(said.getvalue()))
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         where = f" of set {args.set}" if args.set else ""
@@ -160,6 +162,19 @@ def _collect(root: Path, args: argparse.Namespace, arguments: list[str]) -> _Col
         last = said.getvalue().strip().splitlines()[-1:] or ["it said nothing"]
         raise HarnessError(f"pytest cannot collect the testcases: {last[0]}")
     return found
+
+
+def _require(results: Path) -> None:
+    """Raise UsageError where a test that failed is there no more.
+
+    pytest itself names it without its parameters.
+    """
+    there = set(selected(""))
+    gone = [test for test in _failed_ids(results) if test not in there]
+    if gone:
+        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        hint = "removed or renamed since; nvh test -k NAME runs the others"
+        raise UsageError(f"--failed {results}: no test is called {gone[0]}{more}", hint=hint)
 
 
 def _complaint(said: str) -> str:
@@ -231,11 +246,37 @@ def _arguments(root: Path, args: argparse.Namespace) -> list[str]:
 
 def _failed(root: Path, results: Path) -> list[str]:
     """Return the tests that failed in a run, or could not be judged."""
-    tests = summary.load(results / "summary.json").tests
-    failed = [one.test for one in tests if one.word in {"FAIL", "ERROR", "MISS"}]
+    failed = _failed_ids(results)
     if not failed:
         raise UsageError(f"no test of {results} failed")
     return [str(root / test) for test in failed]
+
+
+def _failed_ids(results: Path) -> list[str]:
+    try:
+        tests = summary.load(results / "summary.json").tests
+    except HarnessError as error:
+        raise _no_run(results, error) from error
+    return [one.test for one in tests if one.word in {"FAIL", "ERROR", "MISS"}]
+
+
+def _no_run(results: Path, error: HarnessError) -> UsageError:
+    """Return what to say of a folder without a run's summary: it may be one of many runs."""
+    if (results / bisection.FILE).is_file():
+        return UsageError(
+            f"--failed {results}: a bisection, not a run",
+            hint=f"name a run of it, below {results / 'steps'}",
+        )
+    if (results / matrix.FILE).is_file():
+        runs = [one for one in matrix.load(results).combinations if one.results]
+        runs.sort(key=lambda one: not one.exit_code)
+        named = f", such as {results / runs[0].results}" if runs else ""
+        return UsageError(
+            f"--failed {results}: a matrix, not a run", hint=f"name one of its runs{named}"
+        )
+    return UsageError(
+        f"--failed {results}: {error.message}", hint="the results of a run, such as results/latest"
+    )
 
 
 def _selection(root: Path, args: argparse.Namespace) -> str:

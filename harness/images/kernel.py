@@ -73,6 +73,7 @@ def resolve(selector: str | None, store: Store, *, progress: Progress = to_log) 
     """
     if selector is None:
         return default_kernel(store, progress=progress)
+    _named(selector)
     if packaged.SELECTOR.match(selector):
         return _from_distribution(selector, store, progress)
     if selector.startswith(packaged.DEB):
@@ -92,12 +93,24 @@ def resolve(selector: str | None, store: Store, *, progress: Progress = to_log) 
 
 
 def absolute(selector: str) -> str:
-    """Make a path that is relative to here good everywhere; other selectors stay as they are."""
+    """Make a path that is relative to here good everywhere; other selectors stay as they are.
+
+    Raises KernelError when nothing is named, as by a shell's variable that is not set: an empty
+    path would be the working directory, and a built tree in it the kernel under test.
+    """
+    _named(selector)
     if selector.startswith(packaged.DEB):
         files = (str(Path(name).expanduser().absolute()) for name in _debs(selector))
         return packaged.DEB + ",".join(files)
     path = selector.startswith(("/", ".", "~")) or Path(selector).exists()
     return str(Path(selector).expanduser().absolute()) if path else selector
+
+
+def _named(selector: str) -> None:
+    files = _debs(selector) if selector.startswith(packaged.DEB) else [selector]
+    if not all(file.strip() for file in files):
+        hint = "a shell's variable that is not set? leave the option out for the default"
+        raise KernelError(f"{selector!r} names no kernel", hint=hint)
 
 
 def _debs(selector: str) -> list[str]:

@@ -51,8 +51,8 @@ def find(selector: str, store: Store, *, progress: Progress) -> Source:
         return _package(match[1], store, progress)
     root = Path(selector).expanduser().absolute()
     hint = "give a kernel tree or debian-source:6.12"
-    if not root.is_dir():
-        raise KernelError(f"no kernel source at {selector}", hint=hint)
+    if not selector or not root.is_dir():
+        raise KernelError(f"no kernel source at {selector or repr(selector)}", hint=hint)
     if not all((root / part).exists() for part in ("Makefile", "Kconfig", "arch/x86/Makefile")):
         raise KernelError(f"{root} is no kernel source", hint=hint)
     files = _signed(root, _tree_files(root))

@@ -17,6 +17,7 @@ from harness.errors import EXIT_FAILED, EXIT_OK
 from harness.process import shell_line
 from harness.report.escape import one_line
 from harness.report.matrix import Combination, Matrix, State, summary_of
+from harness.report.record import program
 from harness.report.summary import Entry, Summary
 from harness.report.table import STYLES
 from harness.verdict.status import Status
@@ -108,7 +109,7 @@ def show(matrix: Matrix, folder: Path, *, file: TextIO | None = None) -> None:
             print(line, file=out)
     print(f"\n{_totals(matrix)}; results in {_shown(folder)}", file=out, flush=True)
     if not matrix.finished:
-        go_on = shell_line(["nvh", "matrix", "--resume", _shown(folder)])
+        go_on = shell_line([program(), "matrix", "--resume", _shown(folder)])
         print(f"go on with: {go_on}", file=out, flush=True)
 
 

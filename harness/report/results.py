@@ -117,6 +117,13 @@ def make_folder(base: Path, *, prefix: str = "") -> Path:
     return path.absolute()
 
 
+def point_again(folder: Path) -> None:
+    """Let the latest beside a folder that is gone on with point to it; without one, make none."""
+    link = folder.parent / "latest"
+    if link.is_symlink():
+        _point(link, folder.name)
+
+
 @contextlib.contextmanager
 def owned(folder: Path, what: str) -> Iterator[None]:
     """Hold a folder against other processes; UsageError when one is at work in it."""
