@@ -118,6 +118,7 @@ def run_state(config: pytest.Config) -> RunState:
         )
         told = Told(results.path, worker_id(config) or "main")
         lab = Lab(options, say=_both(to_log, told.build), note=to_log)
+        lab.results = results.path
         config.stash[STATE] = RunState(
             results=results,
             lab=lab,
