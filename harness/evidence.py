@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -47,8 +48,16 @@ def keep_logs(item: pytest.Item, guest: Guest, prefix: str = "") -> None:
     if guest.vm.child.poll() is None:
         return  # a shared guest goes on
     folder = run_state(item.config).results.test_dir(item.nodeid)
-    for file in guest.vm.folder.iterdir():
-        target = f"guest-{file.name}" if file.name in {"console.log", "dmesg"} else file.name
-        shutil.move(str(file), str(folder / f"{prefix}{target}"))
+    for name, file in left_by(guest).items():
+        shutil.move(str(file), str(folder / f"{prefix}{name}"))
     with contextlib.suppress(OSError):
         guest.vm.folder.rmdir()
+
+
+def left_by(guest: Guest) -> dict[str, Path]:
+    """Return what a guest has in its own folder so far, by the names that tests' folders have."""
+    folder = guest.vm.folder
+    return {
+        f"guest-{file.name}" if file.name in {"console.log", "dmesg"} else file.name: file
+        for file in (folder.iterdir() if folder.is_dir() else ())
+    }

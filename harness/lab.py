@@ -81,6 +81,8 @@ class Lab:
     ) -> None:
         """``say`` is told what takes its time, ``note`` (the same, if not given) what was found."""
         self.options = options
+        #: Of the run that this is for, if it is for one: boots that fail leave their logs there.
+        self.results: Path | None = None
         self.say = say
         self._note = note
         self._images: dict[tuple[str, ...], GuestImages] = {}
@@ -180,7 +182,12 @@ class Lab:
         # Whoever started this process has verified the template of the run's own machine alone.
         trusted = self.options.trusted and recipe == self.recipe()
         return template.get(
-            recipe, self.store, prove=prove, verify=() if trusted else ("*",), say=self.say
+            recipe,
+            self.store,
+            prove=prove,
+            verify=() if trusted else ("*",),
+            results=self.results,
+            say=self.say,
         )
 
     def properties(self) -> dict[str, str]:

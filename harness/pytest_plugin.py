@@ -221,12 +221,14 @@ def _amend(item: pytest.Item, words: str) -> None:
     """Take back the verdict on a test whose guest's kernel complained when it was over."""
     observer, made = item.stash[_OBSERVER], item.stash.get(_CASE, None)
     late = observer.add(words, made.allowed if made else ())
+    folder = run_state(item.config).results.test_dir(item.nodeid)
     if not late:
+        if words.strip():  # what the bundle has of the guest's console is not all
+            end_bundle(run_state(item.config), TestRecord.load(folder / "result.json"))
         return
     if item.stash.get(_OUTCOME, (Status.PASS,))[0] in (Status.PASS, Status.SKIP):
         titles = "; ".join(finding.title for finding in late)
         item.stash[_OUTCOME] = (Status.FAIL, f"{SPLAT}, after the test: {titles}", "")
-    folder = run_state(item.config).results.test_dir(item.nodeid)
     seconds = TestRecord.load(folder / "result.json").seconds
     record = replace(_record(item), seconds=seconds)
     record.save(folder)
@@ -314,7 +316,10 @@ def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInf
         record = _record(item)
         folder = run_state(item.config).results.test_dir(item.nodeid)
         record.save(folder)
-        end_bundle(run_state(item.config), record)
+        observer = item.stash.get(_OBSERVER, None)
+        # A clone lives on: what it has left comes into the test's folder later.
+        left = evidence.left_by(observer.guest) if observer else {}
+        end_bundle(run_state(item.config), record, left)
         report.user_properties.append((RECORD, str(folder / "result.json")))
         if recorded := item.stash.get(_RECORDED, None):
             recorded.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,7 @@ def run_state(config: pytest.Config) -> RunState:
         )
         told = Told(results.path, worker_id(config) or "main")
         lab = Lab(options, say=_both(to_log, told.build), note=to_log)
+        lab.results = results.path
         config.stash[STATE] = RunState(
             results=results,
             lab=lab,
@@ -143,10 +144,10 @@ def begin_bundle(state: RunState, test: About) -> None:
         log.warning("no bundle of %s: %s", test.nodeid, error)
 
 
-def end_bundle(state: RunState, record: TestRecord) -> None:
+def end_bundle(state: RunState, record: TestRecord, more: Mapping[str, Path] | None = None) -> None:
     """Complete or remove a test's bundle; one that cannot be had costs no verdict."""
     try:
-        state.bundles.end(record)
+        state.bundles.end(record, more)
     except HarnessError as error:
         log.warning("no bundle of %s: %s", record.nodeid, error)
 

@@ -23,6 +23,11 @@ import pytest
 import harness.lab, harness.paths, harness.pytest_plugin
 
 ROOT = Path(__file__).parent
+FOLDER = ROOT / "the-guests"
+FOLDER.mkdir(exist_ok=True)
+(FOLDER / "console.log").write_text("all of the console\\n")
+(FOLDER / "qemu.sh").write_text("exec qemu\\n")
+(FOLDER / "qemu.stderr").write_text("")
 harness.paths.source_tree = lambda: ROOT
 harness.lab.Lab.kernel = types.SimpleNamespace(
     release="6.12.1", origin="made up", digest="0", image=ROOT / "conftest.py", modules=None,
@@ -50,7 +55,7 @@ class Guest:
         self.pins = 0
         child = types.SimpleNamespace(poll=lambda: None)
         self.vm = types.SimpleNamespace(
-            console=Console(), death=lambda: None, folder=ROOT, child=child
+            console=Console(), death=lambda: None, folder=FOLDER, child=child
         )
 
     def mark(self, text):

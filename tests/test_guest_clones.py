@@ -407,13 +407,17 @@ def test_what_qemu_cannot_save_is_refused_once_and_for_all(tmp_path: Path) -> No
     assert len(said) == 2
 
 
+@pytest.mark.parametrize("of_a_run", [True, False], ids=["a-run", "no-run"])
 def test_a_boot_that_fails_leaves_its_console(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tcg_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, of_a_run: bool
 ) -> None:
+    broken = tcg_lab.recipe(append=("init=/nowhere", "rdinit=/nowhere"))
     monkeypatch.setenv("NVH_CACHE", str(tmp_path / "cache"))
-    broken = dataclasses.replace(recipe, append=("init=/nowhere", "rdinit=/nowhere"))
-    with pytest.raises(HarnessError, match=r"failed-boot/console\.log") as caught:
-        templates.get(broken, Store(tmp_path / "store"), prove=prove)
-    kept = tmp_path / "cache" / "failed-boot"
+    monkeypatch.setattr(tcg_lab, "results", tmp_path if of_a_run else None)
+    monkeypatch.setattr(tcg_lab, "store", Store(tmp_path / "store"))
+    with pytest.raises(HarnessError, match=r"failed-boot/1/console\.log") as caught:
+        tcg_lab.template(broken)
+    kept = (tmp_path if of_a_run else tmp_path / "cache") / "failed-boot/1"
     assert "Linux version" in (kept / "console.log").read_text(errors="replace"), caught.value
     assert (kept / "qemu.sh").is_file()
+    assert str(kept) in str(caught.value)

@@ -53,6 +53,62 @@ def test_v1_nonsense(case): 1 / 0
     assert "bad.tar.zst (nvh repro)" in found.output
 
 
+@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["alone", "a-worker"])
+def test_one_has_what_a_guest_has_left_that_lives_on(runs: Runs, options: tuple[str, ...]) -> None:
+    """A clone outlives its test, and only then do its files come into the test's folder."""
+    found = runs("def test_v1_bad(guest, case): case.expect('map', 'EIO')\n", *options)
+    assert not (found.results / "latest/tests/test_v.test_v1_bad/qemu.sh").exists()
+    folder = found.results / "latest/bundles/test_v.test_v1_bad"
+    unpacked = unbundle.unpack(folder.with_name(f"{folder.name}.tar.zst"), found.results)
+    for evidence in (folder / "evidence", unpacked / "evidence"):
+        assert (evidence / "guest-console.log").read_text() == "all of the console\n"
+        assert (evidence / "qemu.sh").read_text() == "exec qemu\n"
+        assert (evidence / "qemu.stderr").read_text() == ""
+
+
+@pytest.mark.parametrize("said", ["", "a line more\\n"], ids=["silent", "speaks"])
+def test_one_has_what_a_guest_says_after_its_test(runs: Runs, said: str) -> None:
+    found = runs(
+        f"""
+import contextlib, types
+from harness.aftermath import Aftermath
+from harness.pytest_plugin import _AFTERMATH
+from conftest import FOLDER, Guest, Pool
+
+SAID = "{said}"
+
+@contextlib.contextmanager
+def lingering(self, wish, then=None, *, keep):
+    made = Guest()
+    made.machine = types.SimpleNamespace(memory=1 << 20)
+    yield made
+    def end():
+        made.vm.child.poll = lambda: 0
+        with (FOLDER / "console.log").open("a") as file: file.write(SAID)
+    made.vm.console.text = lambda since=0, limit=0: SAID
+    assert keep(made, end)
+
+@pytest.fixture
+def guests(request, monkeypatch, tmp_path):
+    monkeypatch.setattr("harness.aftermath.budget", lambda _: 2)
+    monkeypatch.setattr("harness.aftermath.LINGER", 0.1)
+    monkeypatch.setattr(Pool, "guest", lingering)
+    request.config.stash[_AFTERMATH] = Aftermath(tmp_path)
+    return Pool()
+
+def test_v1_bad(guest, case): case.expect("map", "EIO")
+"""
+    )
+    assert found.tests["bad"]["status"] == "FAIL"
+    assert (found.results / "latest/tests/test_v.test_v1_bad/qemu.sh").is_file()
+    folder = found.results / "latest/bundles/test_v.test_v1_bad"
+    unpacked = unbundle.unpack(folder.with_name(f"{folder.name}.tar.zst"), found.results)
+    for evidence in (folder / "evidence", unpacked / "evidence"):
+        whole = "all of the console\n" + said.replace("\\n", "\n")
+        assert (evidence / "guest-console.log").read_text() == whole
+        assert (evidence / "qemu.sh").is_file()
+
+
 def test_a_killed_run_leaves_that_of_the_test_under_way(runs: Runs) -> None:
     found = runs(
         """

@@ -54,9 +54,15 @@ def test(args: argparse.Namespace) -> int:
             return EXIT_OK
         shown.say("checking kernel and images")
         recipe = lab.recipe()
-        booted = None if args.isolation == "boot" else _why_booted(lab, recipe, len(found.items))
-        _make_images(lab, found.items)
-    results = ResultsDir.create(paths.results(args.results))
+        results = ResultsDir.create(paths.results(args.results))
+        lab.results = results.path
+        try:
+            cold = args.isolation == "boot"
+            booted = None if cold else _why_booted(lab, recipe, len(found.items))
+            _make_images(lab, found.items)
+        except BaseException:
+            results.discard()  # unless a boot that failed left its logs there
+            raise
     results.start_log()
     if ui.terminal.is_terminal:  # the live line that said so is gone
         line = f"accelerator {lab.accel.name}: {lab.accel.why}"  # nvh doctor has all of it

@@ -6,15 +6,14 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import paths, process
+from harness import process
 from harness.errors import GuestHung, HarnessError, HostError
-from harness.guest import clock, filesystem, provision
+from harness.guest import clock, failed_boot, filesystem, provision
 from harness.guest.guest import Guest, deadline_scale
 from harness.guest.keys import Identity
 from harness.guest.launch import started
@@ -97,18 +96,20 @@ def booted(
     provisioned: bool = True,
     template: Identity | None = None,
     lasting: bool = False,
+    results: Path | None = None,
     nvdimms: Mapping[str, Path] | None = None,
     say: Callable[[str], None] = log.info,
 ) -> Iterator[Guest]:
     """Boot a guest for as long as the block lasts.
 
     ``folder`` takes console.log, qemu.stderr and qemu.sh; one that is ``lasting`` outlives the
-    block, so that an error names it and not a copy of it.  With ``template``, the keys that its
-    clones will have, the guest is one to be saved: its RAM is a file of its working directory, and
-    the machine's PCI devices are left for its clones.  ``nvdimms`` are the files of a guest that
-    is no more, namespaces and all; without them there are fresh ones.  Raises LaunchError (QEMU
-    refuses), GuestPanic, GuestReset, GuestHung (no SSH server in time), GuestClock (its clock is
-    not the host's) or GuestLost (not as asked for).
+    block, so that an error names it and not a copy of it, which goes to the ``results`` of a run or
+    else to the cache.  With ``template``, the keys that its clones will have, the guest is one to
+    be saved: its RAM is a file of its working directory, and the machine's PCI devices are left
+    for its clones.  ``nvdimms`` are the files of a guest that is no more, namespaces and all;
+    without them there are fresh ones.  Raises LaunchError (QEMU refuses), GuestPanic, GuestReset,
+    GuestHung (no SSH server in time), GuestClock (its clock is not the host's) or GuestLost (not
+    as asked for).
     """
     with contextlib.ExitStack() as stack:
         private = stack.enter_context(rundir())
@@ -119,7 +120,7 @@ def booted(
         write_initramfs(recipe, identity, initramfs)
         write_script(recipe, folder / "qemu.sh")
         up = stack.enter_context(
-            _evidence(folder, lasting=lasting, alone=recipe.images.modules is None)
+            failed_boot.told(folder, recipe.images.kernel, lasting=lasting, results=results)
         )
         say(f"booting {recipe.images.kernel.release} on machine {recipe.machine.name}")
         begun = time.monotonic()
@@ -144,30 +145,6 @@ def booted(
         guest.facts["provisioned_seconds"] = round(time.monotonic() - begun, 3)
         up.append(guest)
         yield guest
-
-
-@contextlib.contextmanager
-def _evidence(folder: Path, *, lasting: bool, alone: bool) -> Iterator[list[Guest]]:
-    """Keep what a guest that does not come up left to read, and let its error say where.
-
-    The block's list takes the guest when it is up: what happens to it then is not a failed boot.
-    ``alone``: the kernel has no modules, which may be why.
-    """
-    up: list[Guest] = []
-    try:
-        yield up
-    except HarnessError as error:
-        if not up:
-            kept = folder
-            if not lasting:
-                kept = paths.cache_dir() / "failed-boot"
-                shutil.rmtree(kept, ignore_errors=True)
-                shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("ram", "*.nvdimm"))
-            where = f"see {kept / 'console.log'}"
-            if alone:
-                where = f"the kernel came without modules: give its tree or build these in; {where}"
-            error.hint = f"{error.hint}; {where}" if error.hint else where
-        raise
 
 
 @contextlib.contextmanager

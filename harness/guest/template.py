@@ -138,13 +138,15 @@ def get(
     *,
     prove: Callable[[Template], None],
     verify: Sequence[str] = ("*",),
+    results: Path | None = None,
     say: Callable[[str], None] = log.info,
 ) -> Template:
     """Return the template of a recipe, made if it is not there or damaged.
 
     One process makes it, others wait.  ``prove`` starts a clone of a new one before it is
     published.  Raises snapshot.NotMigratable, for good once it has been found out, or whatever
-    keeps the guest from booting.  A template stays in the store while its process lives.
+    keeps the guest from booting: what that left goes to the ``results`` of a run or else to the
+    cache.  A template stays in the store while its process lives.
     """
     identifier = key(recipe)
     refused = store.find(REFUSED, identifier)
@@ -156,7 +158,7 @@ def get(
         store.gc(ROOM, kind=KIND)
         for tries in range(_TRIES, 0, -1):
             try:
-                _build(recipe, target)
+                _build(recipe, target, results)
                 break
             except GuestClock as error:
                 if tries == 1:
@@ -218,9 +220,9 @@ def load(recipe: Recipe, path: Path) -> Template:
         raise ImageError(f"{path} is no template: {error}", hint="nvh image rm template") from error
 
 
-def _build(recipe: Recipe, target: Path) -> None:
+def _build(recipe: Recipe, target: Path, results: Path | None) -> None:
     identity = Identity.generate()
-    with booted(recipe, target, template=identity) as guest:
+    with booted(recipe, target, template=identity, results=results) as guest:
         assert guest.private is not None
         prepare(guest)
         (target / DMESG).write_text(guest.dmesg(), errors="replace")

@@ -133,8 +133,11 @@ class Bundles:
             (made / "repro.sh").chmod(0o755)
         return folder
 
-    def end(self, record: TestRecord) -> Path | None:
-        """Complete and pack the bundle of a test that did not pass; remove that of one that did."""
+    def end(self, record: TestRecord, more: Mapping[str, Path] | None = None) -> Path | None:
+        """Complete and pack the bundle of a test that did not pass; remove that of one that did.
+
+        ``more`` is evidence that is not in the test's folder yet: its guest may live on.
+        """
         folder = self._folder / slug(record.nodeid)
         if not (folder / "bundle.json").is_file():
             return None
@@ -142,7 +145,7 @@ class Bundles:
             shutil.rmtree(folder, ignore_errors=True)
             return None
         with naming(folder):
-            self._collect(record, folder)
+            self._collect(record, folder, more or {})
             values = json.loads((folder / "bundle.json").read_text())
         write_atomic(folder / "README", _readme(values, record))
         pack(folder)
@@ -165,23 +168,24 @@ class Bundles:
                 raise
         return target
 
-    def _collect(self, record: TestRecord, folder: Path) -> None:
+    def _collect(self, record: TestRecord, folder: Path, more: Mapping[str, Path]) -> None:
         """Give a bundle parts of its own in the place of the link, and what the test left."""
         tests = self._results / record.folder
         evidence = folder / EVIDENCE
         with _whole(evidence) as made:
-            for file in sorted(tests.iterdir()) if tests.is_dir() else ():
+            files = {file.name: file for file in tests.iterdir()} if tests.is_dir() else {}
+            for name, file in sorted({**more, **files}.items()):
                 if file.is_file() and not file.is_symlink():
-                    _copy_tail(file, made / file.name)
+                    _copy_tail(file, made / name)
             for name in ("console.log", "dmesg", "qemu.sh"):  # of the boot that clones come from
                 if (self._results / name).is_file():
                     _copy_tail(self._results / name, made / f"boot-{name}")
         link = folder / SHARED
         if link.is_symlink():
-            files = [evidence / "commands", evidence / "output.txt"]
-            files += (link / "testcases/reports").glob(f"{record.row}.sh")
+            telling = [evidence / "commands", evidence / "output.txt"]
+            telling += (link / "testcases/reports").glob(f"{record.row}.sh")
             # A report's program is called as it is; its guest may not have come to run it.
-            said = "\n".join([record.row or "", *map(_text, files)])
+            said = "\n".join([record.row or "", *map(_text, telling)])
             with _whole(link) as made:
                 _link_tree(link.resolve(), made, lambda path: _wanted(path, said))
 
