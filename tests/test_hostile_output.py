@@ -106,7 +106,11 @@ def test_a_hostile_guest_in_every_report(
     assert all(re.fullmatch(r"[A-Za-z0-9_.,=+@-]{1,96}", name) for name in names)
     assert not any(name.startswith(".") or ".." in name for name in names)
     after = snapshot(pytester.path.parent)
-    changed = {Path(name).name for name in after if after[name] != before.get(name)}
+    changed = {
+        Path(name).name
+        for name in after
+        if after[name] != before.get(name) and Path(name).parent.name != "the-guests"
+    }
     # The test's own source, the made-up pool's notes and what pytester keeps.
     assert changed <= {"test_v.py", "wishes", "stdout", "stderr"}
     assert not Path("/tmp/escaped").exists()
