@@ -61,7 +61,7 @@ class _Warm:
         self.stack = contextlib.ExitStack()
         self.guest: Future[Guest] = Future()
         self._vm: Vm | None = None  # its QEMU, as soon as that runs
-        self._unwanted = False
+        self.unwanted = False
         self._waited_for = threading.Event()
         if not ahead:
             self._waited_for.set()
@@ -78,14 +78,14 @@ class _Warm:
     def _start(self) -> Guest:
         if not self._waited_for.is_set():
             cores.wait_for_room(self._waited_for.wait)
-        if self._unwanted:
+        if self.unwanted:
             raise GuestLost("nobody wants it any more")
         clone = cloned(self.template, self.folder, started=self._started)
         return self.stack.enter_context(clone)
 
     def _started(self, vm: Vm) -> None:
         self._vm = vm
-        if self._unwanted:
+        if self.unwanted:
             process.end(vm.child, grace=0)
 
     def wait(self) -> BaseException | None:
@@ -97,9 +97,14 @@ class _Warm:
             self.throw_away()
             raise
 
+    def close(self) -> None:
+        """End it, whose test is over; it is nobody else's."""
+        self.unwanted = True
+        self.stack.close()
+
     def throw_away(self, *, keep: bool = False) -> None:
         """End it at once, however far it has come; what it left to read goes too."""
-        self._unwanted = True
+        self.unwanted = True
         self._waited_for.set()
         self.guest.cancel()
         if self._vm is not None:
@@ -187,13 +192,13 @@ class GuestPool:
             return
         warm = self._take(template)
         with contextlib.ExitStack() as stack:
-            stack.callback(warm.stack.close)
+            stack.callback(warm.close)
             self._warm.remove(warm)
             clone = warm.guest.result()
             clone.facts["boot_findings"] = self._boot_findings(template.path)
             self._refill(then)
             yield clone
-            if keep(clone, warm.stack.close):
+            if keep(clone, warm.close):
                 stack.pop_all()
 
     @contextlib.contextmanager
@@ -288,7 +293,8 @@ class GuestPool:
 
         One that failed while nobody had it costs no test: a fresh one is tried in its place.
         """
-        kept = next((warm for warm in self._warm if warm.template == template), None)
+        usable = (warm for warm in self._warm if warm.template == template and not warm.unwanted)
+        kept = next(usable, None)
         if kept is not None:
             trouble = kept.wait() or stuck(kept.guest.result().vm)
             if trouble is None:
@@ -306,7 +312,11 @@ class GuestPool:
         warm = _Warm(template, self._new_folder(), ahead=ahead)
         # Known before it is there: an interrupt may come between any two lines.
         self._warm.append(warm)
-        self._starter.submit(warm.begin)
+        try:
+            self._starter.submit(warm.begin)
+        except BaseException:
+            warm.unwanted = True
+            raise
         return warm
 
     def _throw_away(self, warm: _Warm, *, keep: bool = False) -> None:
@@ -319,7 +329,7 @@ class GuestPool:
         if then is not None and then.isolation == "clone" and not then.power_cycle:
             with contextlib.suppress(HarnessError):  # that test itself will say so
                 template = self._templates.get(templates.key(self._recipe(then)))
-        for warm in [warm for warm in self._warm if warm.template != template]:
+        for warm in [one for one in self._warm if one.template != template or one.unwanted]:
             self._throw_away(warm)
         while isinstance(template, Template) and len(self._warm) < self._ahead:
             # Guests take their memory as they touch it: what runs already is counted as well.

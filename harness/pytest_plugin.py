@@ -318,7 +318,8 @@ def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInf
         record.save(folder)
         observer = item.stash.get(_OBSERVER, None)
         # A clone lives on: what it has left comes into the test's folder later.
-        left = evidence.left_by(observer.guest) if observer else {}
+        alone = wish_of(item, item.config).isolation != "shared"
+        left = evidence.left_by(observer.guest) if observer and alone else {}
         end_bundle(run_state(item.config), record, left)
         report.user_properties.append((RECORD, str(folder / "result.json")))
         if recorded := item.stash.get(_RECORDED, None):

@@ -13,6 +13,11 @@ from types import FrameType
 _MOMENT = 0.01
 _MOMENTS = 100
 
+#: How a condition over a plain lock, an event's or a queue's, gives that back and takes it again.
+_LOCKING = {
+    getattr(threading.Condition, name).__code__ for name in ("_release_save", "_acquire_restore")
+}
+
 _postponed = itertools.count(1)
 
 
@@ -53,6 +58,9 @@ def _waits_soon(frame: FrameType | None) -> bool:
     """Whether a condition has given its lock back and would not take it again: an error of its own
     would then take an interrupt's place (cpython's Lib/threading.py, 3.11 to 3.14).
     """
-    if frame is None or frame.f_code is not threading.Condition.wait.__code__:
+    if frame is None:
         return False
-    return "gotit" not in frame.f_locals  # set in front of its try
+    if frame.f_code in _LOCKING:
+        return True
+    # "gotit" is set in front of its try.
+    return frame.f_code is threading.Condition.wait.__code__ and "gotit" not in frame.f_locals

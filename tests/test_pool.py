@@ -448,6 +448,11 @@ def test_an_interrupt_while_waiting_leaks_nothing(
     assert interrupted
     assert world.running == set()
     assert len(world.started) == 2
+    # It was a test's time, and the run goes on.
+    world.gate.set()
+    with pool.guest(Wish(), then=Wish()):
+        assert len(world.running) == 1
+    assert len(world.started) >= 3
 
 
 def test_an_interrupt_while_a_clone_is_looked_at_leaks_nothing(

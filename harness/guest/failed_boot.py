@@ -37,12 +37,13 @@ def told(
         if not up:
             hints = [error.hint] if error.hint else []
             spoke = _spoke(folder / "console.log")
-            # One that tells its configuration was held against the list before it was booted.
-            if spoke and kernel.modules is None and kconfig.read(kernel) is None:
-                hints.append(
-                    "the kernel came without modules: give its tree, or build in what "
-                    "guest-images/kernel/required.toml lists"
-                )
+            with contextlib.suppress(HarnessError, OSError):
+                # One that tells its configuration was held against the list before it was booted.
+                if spoke and kernel.modules is None and kconfig.read(kernel) is None:
+                    hints.append(
+                        "the kernel came without modules: give its tree, or build in what "
+                        "guest-images/kernel/required.toml lists"
+                    )
             try:
                 kept = folder if lasting else keep(folder, results)
                 hints.append(f"see {kept / 'console.log' if spoke else kept}")

@@ -47,6 +47,8 @@ class ResultsDir:
     """results/DATE-TIME/ of one run."""
 
     path: Path
+    #: Where base/latest pointed before, relative to base; None where it was not there.
+    before: Path | None = None
 
     @classmethod
     def create(cls, base: Path) -> ResultsDir:
@@ -54,10 +56,12 @@ class ResultsDir:
 
         Two runs of the same second get two directories.  Raises HostError when it cannot be made.
         """
+        latest = base / "latest"
+        before = latest.readlink() if latest.is_symlink() else None
         path = make_folder(base)
         with naming(path):
             (path / "tests").mkdir()
-        return cls(path)
+        return cls(path, before)
 
     @classmethod
     def open(cls, path: Path) -> ResultsDir:
@@ -80,7 +84,9 @@ class ResultsDir:
             (self.path / "tests").rmdir()
             self.path.rmdir()
             others = [path for path in base.iterdir() if path.is_dir() and not path.is_symlink()]
-            if others:
+            if self.before is not None and base / self.before in others:
+                _point(base / "latest", str(self.before))
+            elif others:
                 _point(base / "latest", max(others, key=lambda path: path.stat().st_mtime).name)
             else:
                 (base / "latest").unlink()

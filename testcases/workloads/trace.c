@@ -77,7 +77,13 @@ bool trace_start(void)
 	err = tracefs_put(pid, 0, "%s/set_event_pid", trace.instance);
 	if (err)
 		return missing("set_event_pid", err);
-	tracefs_put("1", 0, "%s/options/event-fork", trace.instance); /* threads as well */
+	err = tracefs_put("1", 0, "%s/options/event-fork", trace.instance); /* threads as well */
+	if (err)
+		return missing("options/event-fork", err);
+	/* The order of what two processors tell is looked at. */
+	err = tracefs_put("global", 0, "%s/trace_clock", trace.instance);
+	if (err)
+		return missing("trace_clock", err);
 	err = tracefs_put("1", 0, "%s/events/fs_dax/enable", trace.instance);
 	if (err)
 		return missing("events/fs_dax", err);
