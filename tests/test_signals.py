@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -68,6 +69,21 @@ def test_an_interrupt_before_a_wait_is_not_lost(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(condition, "_acquire_restore", lambda state: take_back(state[0]))
     with pytest.raises(KeyboardInterrupt), condition:
         condition.wait(10)
+
+
+def test_nor_with_a_plain_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an event and a queue have it: the condition's own methods give it back and take it."""
+    lock = threading.Lock()
+    condition = threading.Condition(lock)
+    send = functools.partial(os.kill, os.getpid(), NUMBER)
+    steps: list[Callable[[], object]] = [lock.release, send]
+    release: Callable[[], object] = functools.partial(list, map(operator.call, steps))
+    sending = types.SimpleNamespace(acquire=lock.acquire, release=release)
+    monkeypatch.setattr(condition, "_lock", sending)
+    lock.acquire()
+    with pytest.raises(KeyboardInterrupt):
+        condition.wait(10)
+    assert lock.locked()
 
 
 def test_logging_that_does_not_end_is_interrupted_all_the_same() -> None:
