@@ -44,6 +44,15 @@ def dax_mount(
 
 
 @contextlib.contextmanager
+def huge_mount(guest: Guest, case: Case, fs: str) -> Iterator[Mount]:
+    """As dax_mount(); new files lie on 2 MiB boundaries of the device, for huge pages to map."""
+    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
+        if fs == "xfs":
+            guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
+        yield mount
+
+
+@contextlib.contextmanager
 def reflinking_mount(guest: Guest, case: Case) -> Iterator[Mount]:
     """Mount xfs with DAX and reflink, which v6.0 was the first to have at once."""
     mkfs = ("-m", "reflink=1", *ALIGNED["xfs"])

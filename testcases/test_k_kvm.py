@@ -8,7 +8,7 @@ import pytest
 
 from harness.guest import Guest
 from harness.verdict.expectation import Case
-from testcases.filesystems import ALIGNED, NAMES, dax_mount
+from testcases.filesystems import ALIGNED, NAMES, dax_mount, huge_mount
 from testcases.vfio_steps import LEAK
 
 _LEVELS = {"4k": "pages_4k", "2m": "pages_2m", "1g": "pages_1g"}
@@ -88,9 +88,7 @@ def test_k1_small_pages(guest: Guest, case: Case, memory: str) -> None:
 @pytest.mark.parametrize("fs", NAMES)
 def test_k2_dax_file(guest: Guest, case: Case, fs: str, offset: str) -> None:
     """An aligned file gives one 2 MiB page, a misaligned one none."""
-    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
-        if fs == "xfs":
-            guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
+    with huge_mount(guest, case, fs) as mount:
         guest.workload("dax_state", "--path", f"{mount.path}/a", "--create", "8M")
         facts = run_vm(guest, case, "--source", f"file:{mount.path}/a", "--offset", offset)
     for key in ("run", "exit", "memory"):

@@ -11,11 +11,11 @@ import pytest
 from harness.guest import Guest
 from harness.verdict.expectation import Case
 from testcases.filesystems import (
-    ALIGNED,
     NAMES,
     checked,
     dax_mount,
     give_up_reserves,
+    huge_mount,
     reflinking_mount,
     remounted,
     unmounted_state,
@@ -56,9 +56,7 @@ def test_l1_operation_waits_for_a_page_of_a_huge_entry(
     guest: Guest, case: Case, fs: str, operation: str
 ) -> None:
     """The file is one entry of 2 MiB, and the pinned pages are neither its first nor its last."""
-    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
-        hint = f"xfs_io -c 'extsize 2m' {mount.path}" if fs == "xfs" else "true"
-        guest.run(hint)
+    with huge_mount(guest, case, fs) as mount:
         options = ("--pages", "512", "--pin-page", "3,300")
         facts = layout(guest, f"{mount.path}/a", "--op", operation, *options)
     huge = facts.get("huge", "no tracepoints")
@@ -99,9 +97,7 @@ def test_l1_clone_onto_a_pinned_file(guest: Guest, case: Case, pinned: str) -> N
 @every_fs
 def test_l1_punch_beside_a_sync(guest: Guest, case: Case, fs: str) -> None:
     """A sync has the pinned page's entry locked just then: the page is busy all the same."""
-    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
-        if fs == "xfs":
-            guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
+    with huge_mount(guest, case, fs) as mount:
         facts = guest.workload("beside", "--file", f"{mount.path}/a").facts
     case.prove("the file is DAX", facts["dax"])
     case.fact("rounds", facts["rounds"])

@@ -15,6 +15,7 @@ from testcases.filesystems import (
     NAMES,
     NAMESPACE,
     dax_mount,
+    huge_mount,
     reflinking_mount,
     remounted,
     unmounted_state,
@@ -81,9 +82,7 @@ def _no_thread_is_left_asleep(guest: Guest, case: Case, directory: str) -> bool:
 def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) -> None:
     """A sync writes back what was stored since the last one: all of it, and nothing else."""
     small = ("--small",) if size == "4K" else ()
-    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
-        if fs == "xfs":
-            guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
+    with huge_mount(guest, case, fs) as mount:
         facts = guest.workload("writeback", "--file", f"{mount.path}/a", *small).facts
     case.prove("the file is DAX", facts["dax"])
     if "trace_missing" in facts:
@@ -117,9 +116,7 @@ def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) 
 @every_fs
 def test_s13_sync_beside_a_sync(guest: Guest, case: Case, fs: str) -> None:
     """Of two syncs of a file at once neither is done before what was stored is written back."""
-    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
-        if fs == "xfs":
-            guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
+    with huge_mount(guest, case, fs) as mount:
         facts = guest.workload("syncs", "--file", f"{mount.path}/a").facts
     case.prove("the file is DAX", facts["dax"])
     if "trace_missing" in facts:

@@ -15,12 +15,12 @@ from harness.images import kconfig
 from harness.lab import Lab
 from harness.verdict.expectation import Case
 from testcases.filesystems import (
-    ALIGNED,
     NAMES,
     NAMESPACE,
     dax_mount,
     ext2_mount,
     extent_of,
+    huge_mount,
     inode_mount,
     mounted_again,
     page_cache_mount,
@@ -425,11 +425,8 @@ def test_s11_huge_faults(guest: Guest, case: Case, fs: str, place: str) -> None:
 
     The address may be misaligned, or the blocks shifted: where they lie 4 KiB off on the device.
     """
-    # The file system is told to put extents on 2 MiB boundaries of the device.
-    with dax_mount(guest, case, fs, mkfs=ALIGNED[fs]) as mount:
+    with huge_mount(guest, case, fs) as mount:
         file = f"{mount.path}/a"
-        if fs == "xfs":
-            guest.run(f"xfs_io -c 'extsize 2m' {mount.path}")
         guest.workload("dax_state", "--path", file, "--create", "10M")
         if (
             place == "shifted"
