@@ -73,7 +73,9 @@ def test_one_that_did_leaves_directory_and_archive(tmp_path: Path, ended: Any) -
     assert "shared/testcases/catalogue/v.toml" in names(folder)
     # Of the programs only what ran.
     assert {name for name in names(folder) if "programs" in name} == {"shared/programs/vfio_map"}
-    assert f"{ended.status}" in (folder / "README").read_text()
+    told, readme = f"{ended.word} {ended.known}".strip(), (folder / "README").read_text()
+    assert f"\nverdict   {told}: {ended.message}" in readme
+    assert '\nright     map: "OK"\nsource    a mail\n' in readme
     unpacked = unbundle.unpack(folder.with_name(f"{folder.name}.tar.zst"), tmp_path / "made")
     assert names(unpacked) == names(folder)
     assert unbundle.read(unpacked).record == ended

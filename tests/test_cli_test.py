@@ -56,13 +56,27 @@ def test_bad_usage_of_test_leaves_nothing_behind(nvh: Nvh, words: list[str], tol
     assert told in complaint(nvh("test", *words), 2)
 
 
-def test_a_testcase_that_cannot_be_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "text", "status", "told"),
+    [
+        (
+            "test_v_broken.py",
+            "import nosuchmodule\n",
+            125,
+            "test_v_broken.py: ModuleNotFoundError: No module named 'nosuchmodule'",
+        ),
+        ("reports/slip.toml", "titel = 1\n", 2, "reports/slip.toml: report: is missing"),
+    ],
+)
+def test_a_testcase_that_cannot_be_loaded(
+    tmp_path: Path, file: str, text: str, status: int, told: str
+) -> None:
     tree, root = paths.source_tree(), tmp_path / "tree"
     shutil.copytree(tree / "testcases", root / "testcases")
     shutil.copytree(tree / "guest-images" / "machines", root / "guest-images" / "machines")
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(tree / name, root)
-    (root / "testcases" / "test_v_broken.py").write_text("import nosuchmodule\n")
+    (root / "testcases" / file).write_text(text)
     script = (
         "import pathlib, sys, harness.paths\n"
         f"harness.paths.source_tree = lambda: pathlib.Path({str(root)!r})\n"
@@ -77,8 +91,9 @@ def test_a_testcase_that_cannot_be_loaded(tmp_path: Path) -> None:
         check=False,
         timeout=60,
     )
-    line = complaint(Said(done.returncode, done.stdout, done.stderr), 125)
-    assert "test_v_broken.py: ModuleNotFoundError: No module named 'nosuchmodule'" in line
+    line = complaint(Said(done.returncode, done.stdout, done.stderr), status)
+    assert told in line
+    assert "Error: " not in line.removesuffix(told)
     assert not (root / "results").exists()
 
 

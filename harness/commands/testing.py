@@ -118,6 +118,8 @@ class _Collected:
 
     items: list[pytest.Item] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    #: What the harness itself says of a file that cannot be loaded.
+    faults: list[HarnessError] = field(default_factory=list)
     interrupted: bool = False
     #: pytest was asked to speak for itself, or a test is to have the terminal.
     own_words: bool = False
@@ -128,6 +130,11 @@ class _Collected:
             lines = report.longreprtext.strip().splitlines() or ["pytest does not say why"]
             errors = [line.removeprefix("E ").strip() for line in lines if line.startswith("E ")]
             self.broken.append(f"{report.nodeid}: {(errors or lines)[-1]}")
+
+    def pytest_exception_interact(self, call: pytest.CallInfo[object]) -> None:
+        """Note why a report's TOML or a catalogue file cannot be read, in the harness's words."""
+        if call.excinfo is not None and isinstance(call.excinfo.value, HarnessError):
+            self.faults.append(call.excinfo.value)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note the tests that are left after the selection."""
@@ -154,6 +161,8 @@ def _collect(root: Path, args: argparse.Namespace, arguments: list[str]) -> _Col
             raise UsageError(str(error)) from error
     if found.interrupted:
         raise KeyboardInterrupt
+    if found.faults:
+        raise found.faults[0]
     if found.broken:
         raise HarnessError(f"a testcase cannot be loaded: {found.broken[0]}")
     if status == pytest.ExitCode.USAGE_ERROR:

@@ -15,7 +15,7 @@ import re
 import shlex
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -333,6 +333,11 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return member
 
 
+def _listed(label: str, items: Sequence[str]) -> list[str]:
+    """Return a line for each item, the first one with the label."""
+    return [f"{'' if n else label:10}{one_line(item, 500)}" for n, item in enumerate(items)]
+
+
 def _readme(values: Mapping[str, Any], record: TestRecord | None) -> str:
     """Return what a person reads first."""
     kernel, row, machine = values["kernel"], values["row"], values["machine"]
@@ -343,12 +348,12 @@ def _readme(values: Mapping[str, Any], record: TestRecord | None) -> str:
         lines += ["verdict   none: the run was ended while the test ran, or the test still runs;"]
         lines += [f"          what it said until then lies in ../../tests/{slug(test)}/"]
     else:
-        known = f" (known issue {record.known})" if record.known else ""
-        lines += [f"verdict   {record.status}{one_line(known)}: {one_line(record.message, 1000)}"]
+        verdict = one_line(f"{record.word} {record.known}")
+        lines += [f"verdict   {verdict}: {one_line(record.message, 1000)}"]
         lines += [f"kernel's  {one_line(str(item.get('title')), 500)}" for item in record.findings]
-    for key, right in (row.get("right") or {}).items():
-        lines += [f"right     {one_line(key)}: {one_line(json.dumps(right, default=repr))}"]
-    lines += [f"source    {one_line(str(source), 500)}" for source in row.get("source", ())]
+    right = row.get("right") or {}
+    lines += _listed("right", [f"{key}: {json.dumps(right[key], default=repr)}" for key in right])
+    lines += _listed("source", [str(source) for source in row.get("source", ())])
     lines += [f"machine   {machine['name']} (machine/{machine['name']}.toml)"]
     if "release" in kernel:
         lines += [
