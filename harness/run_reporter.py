@@ -8,15 +8,17 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from junitparser import TestCase
 
 from harness import pages
 from harness.doing import forget
 from harness.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNTESTABLE, HarnessError, HostError
 from harness.report import closing, junit, summary
 from harness.report.escape import one_line
-from harness.report.record import TestRecord, boot_findings
+from harness.report.record import Made, TestRecord, boot_findings
 from harness.run_state import STATE, RunState, end_bundle, run_state
 from harness.run_view import RunView
 from harness.ui import How, Screen, how, plain
@@ -58,6 +60,8 @@ class Reporter:
         self._config = config
         self._view = RunView.of(config)
         self._why = ""  # the run was cut short
+        self._cases: Made[TestCase] = Made()
+        self._entries: Made[dict[str, Any]] = Made()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add a test's record and write the reports anew; a full disk ends the run."""
@@ -98,7 +102,9 @@ class Reporter:
             properties["boot_findings"] = "; ".join(titles)
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(state.started))
         path = state.results.path
-        junit.write(path / "junit.xml", state.records, properties, started=started)
+        junit.write(
+            path / "junit.xml", state.records, properties, started=started, made=self._cases
+        )
         verdict = summary.verdict(state.records, strict=state.strict)
         summary.write(
             path / "summary.json",
@@ -109,6 +115,7 @@ class Reporter:
             exit_code=None if status is None else exit_code(status, verdict),
             finished=status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED),
             options=state.options,
+            made=self._entries,
         )
 
     def _write_page(self) -> None:
@@ -152,6 +159,7 @@ class Reporter:
             self._why = self._why or one_line(str(session.shouldfail or session.shouldstop or ""))
         if STATE in self._config.stash:
             forget(run_state(self._config).results.path)
+            self._cases = Made()  # what is attached to a test may have come after it
             try:
                 self._write(int(exitstatus))
             except HostError as error:

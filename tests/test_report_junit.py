@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xmlschema
 from junitparser import JUnitXml, Properties
 
-from harness.report import junit
+from harness.report import junit, summary
 from harness.report.junit import Family
-from harness.report.record import TestRecord
+from harness.report.record import Made, TestRecord
 from harness.verdict.status import Status
 from tests.made_up_results import HOSTILE, hostile, of_every_verdict, record, write_run
 
@@ -214,3 +217,21 @@ def test_a_large_run_is_no_larger_than_gitlab_takes() -> None:
     bad = record("test_l1_x", Status.FAIL, message="m" * 10_000, excerpts=said, facts=facts)
     records = [bad] * 1000 + [record("test_l1_y", excerpts=said)] * 1000
     assert len(junit.build(records, PROPERTIES)) < 30_000_000
+
+
+def test_a_run_that_grows_says_of_each_test_what_is_known_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(junit, "_BUDGET", 3 * 4096)  # the fourth test takes from the others' share
+    output = "a line\n" * 1000
+    records = [replace(one, excerpts={"output": output}) for one in every_record()]
+    folder = write_run(tmp_path / "run", records)
+    later = replace(records[0], message="its guest died after the test")
+    runs = [records[: n + 1] for n in range(len(records))] + [[later, *records[1:]]]
+    cases: Made[Any] = Made()
+    entries: Made[Any] = Made()
+    for so_far in runs:
+        grown = junit.build(so_far, PROPERTIES, folder=folder, made=cases)
+        assert grown == junit.build(so_far, PROPERTIES, folder=folder)
+        told = summary.build(so_far, {}, made=entries)
+        assert json.dumps(told) == json.dumps(summary.build(so_far, {}))  # one has NaN

@@ -30,7 +30,7 @@ from junitparser import (
 
 from harness.report import attachments
 from harness.report.escape import one_line, xml_safe
-from harness.report.record import EXCERPT_LIMIT, TestRecord, zoned
+from harness.report.record import EXCERPT_LIMIT, Made, TestRecord, zoned
 from harness.report.results import write_atomic
 from harness.verdict.status import Status
 
@@ -64,13 +64,14 @@ def build(
     started: str = "",
     folder: Path | None = None,
     family: Family = Family.XUNIT1,
+    made: Made[TestCase] | None = None,
 ) -> bytes:
     """Return junit.xml; ``properties`` describe the run, ``started`` is in ISO 8601.
 
     Files in the run's ``folder`` are attached to the tests that they are of.
     """
     document = JUnitXml()
-    document.add_testsuite(suite_of(records, properties, started, folder, family))
+    document.add_testsuite(suite_of(records, properties, started, folder, family, made))
     return _render(document)
 
 
@@ -80,9 +81,11 @@ def write(
     properties: Mapping[str, Any],
     *,
     started: str = "",
+    made: Made[TestCase] | None = None,
 ) -> Path:
     """Write junit.xml into the run's folder, whole or not at all; called after each test."""
-    return write_atomic(path, build(records, properties, started=started, folder=path.parent))
+    whole = build(records, properties, started=started, folder=path.parent, made=made)
+    return write_atomic(path, whole)
 
 
 def suite_of(
@@ -91,17 +94,23 @@ def suite_of(
     started: str,
     folder: Path | None,
     family: Family,
+    made: Made[TestCase] | None = None,
 ) -> TestSuite:
-    """Return the suite of a run."""
+    """Return the suite of a run; ``made`` has the tests of the suite before this one."""
     suite = TestSuite(_SUITE)
     if started := zoned(started):
         suite.timestamp = started
     for name, value in properties.items():
         suite.add_property(xml_safe(name, 80), xml_safe(_text(value), 1024))
     share = max(_SHARE[0], min(_SHARE[1], _BUDGET // max(1, len(records))))
+
+    def case(record: TestRecord) -> TestCase:
+        return _testcase(record, folder, family, share)
+
     for record in records:
+        one = case(record) if made is None else made.of(record, case, given=share)
         # Not add_testcase(), which counts all of them anew each time.
-        suite.append(_testcase(record, folder, family, share))  # type: ignore[no-untyped-call]
+        suite.append(one)  # type: ignore[no-untyped-call]
     return suite
 
 

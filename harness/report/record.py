@@ -7,16 +7,18 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from harness.errors import HostError
 from harness.report.escape import one_line, slug, tail
 from harness.report.results import write_json
 from harness.verdict.status import Status
+
+T = TypeVar("T")
 
 FORMAT = 1
 #: The page of a run, in its directory.
@@ -143,6 +145,22 @@ class TestRecord:
             return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise HostError(f"{file}: no test record: {error}") from error
+
+
+class Made(Generic[T]):
+    """What a report makes of each record, made once: a run writes its reports after each test."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[TestRecord, Hashable, T]] = {}
+
+    def of(
+        self, record: TestRecord, make: Callable[[TestRecord], T], *, given: Hashable = None
+    ) -> T:
+        """Return what ``make`` makes of a record; again only where it or ``given`` is another."""
+        made = self._made.get(record.nodeid)
+        if made is None or made[0] is not record or made[1] != given:
+            made = self._made[record.nodeid] = (record, given, make(record))
+        return made[2]
 
 
 def boot_findings(records: Iterable[TestRecord]) -> list[str]:

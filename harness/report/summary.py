@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.report.record import TestRecord
+from harness.report.record import Made, TestRecord
 from harness.report.results import reading, write_json
 from harness.verdict import status as verdicts
 from harness.verdict.expectation import plain
@@ -45,12 +45,15 @@ def build(
     exit_code: int | None = None,
     finished: bool = False,
     options: Sequence[str] = (),
+    made: Made[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the summary.
 
     ``seconds`` and ``exit_code`` are None while the run goes on.  A summary with ``"finished":
-    false`` is of a run that was killed, or, with an exit code, of one that was cut short.
+    false`` is of a run that was killed, or, with an exit code, of one that was cut short.  ``made``
+    has what the summary before this one said of its tests.
     """
+    made = Made() if made is None else made
     return {
         "format": FORMAT,
         "schema": SCHEMA,
@@ -60,7 +63,7 @@ def build(
         "exit_code": exit_code,
         "properties": plain(properties),
         "counts": counts(records),
-        "tests": [_entry(record, options) for record in records],
+        "tests": [made.of(record, lambda one: _entry(one, options)) for record in records],
     }
 
 
@@ -74,6 +77,7 @@ def write(
     exit_code: int | None = None,
     finished: bool = False,
     options: Sequence[str] = (),
+    made: Made[dict[str, Any]] | None = None,
 ) -> Path:
     """Write summary.json, whole or not at all."""
     return write_json(
@@ -86,6 +90,7 @@ def write(
             exit_code=exit_code,
             finished=finished,
             options=options,
+            made=made,
         ),
     )
 
