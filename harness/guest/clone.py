@@ -52,6 +52,7 @@ def cloned(
         except OSError as error:
             raise ImageError(f"{template.path} is gone: {error.strerror}") from error
         stack.callback(os.close, state)
+        saved = stack.enter_context(contextlib.closing(snapshot.State(state)))
         memory = Memory(template.path / RAM, shared=False, own_nvdimms=own_nvdimms)
         own = _copies(template, stack.enter_context(rundir())) if own_nvdimms else {}
         write_script(recipe, folder / "qemu.sh")
@@ -63,13 +64,13 @@ def cloned(
                 nvdimms=own or template.nvdimms,
                 folder=folder,
                 memory=memory,
-                pass_fds=(state,),
+                pass_fds=(saved.descriptor,),
                 grace=0,
             )
         )
         started(vm)
         greeted = time.monotonic() - begun
-        snapshot.restore(vm, state)
+        snapshot.restore(vm, saved)
         running = time.monotonic() - begun
         # A vfio device behind a root port is waited for in the guest; the others can come after
         # the session, which they would only slow down.

@@ -31,7 +31,7 @@ from harness.spec import Machine
 log = logging.getLogger(__name__)
 
 #: Raise it when a template is made in another way from the same inputs.
-_RECIPE = "2"
+_RECIPE = "3"
 KIND = "template"
 #: The kind of what is known not to be migratable; its one file says why.
 REFUSED = "template-refused"
