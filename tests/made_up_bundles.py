@@ -60,7 +60,12 @@ def setting(root: Path, **changed: Any) -> Setting:
 def about(**changed: Any) -> About:
     values: dict[str, Any] = {
         "nodeid": NODEID,
-        "row": {"id": "V3", "title": "a file", "source": ["a mail"], "right": {"map": "OK"}},
+        "row": {
+            "id": "V3",
+            "title": "a file",
+            "source": ["a mail", "a commit"],
+            "right": {"map": "OK"},
+        },
         "machine": "small",
         "machine_text": MACHINE,
     }

@@ -75,7 +75,7 @@ def test_one_that_did_leaves_directory_and_archive(tmp_path: Path, ended: Any) -
     assert {name for name in names(folder) if "programs" in name} == {"shared/programs/vfio_map"}
     told, readme = f"{ended.word} {ended.known}".strip(), (folder / "README").read_text()
     assert f"\nverdict   {told}: {ended.message}" in readme
-    assert '\nright     map: "OK"\nsource    a mail\n' in readme
+    assert '\nright     map: "OK"\nsource    a mail\n          a commit\n' in readme
     unpacked = unbundle.unpack(folder.with_name(f"{folder.name}.tar.zst"), tmp_path / "made")
     assert names(unpacked) == names(folder)
     assert unbundle.read(unpacked).record == ended

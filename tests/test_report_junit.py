@@ -222,7 +222,7 @@ def test_a_large_run_is_no_larger_than_gitlab_takes() -> None:
 def test_a_run_that_grows_says_of_each_test_what_is_known_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(junit, "_BUDGET", 3 * 4096)  # the fourth test takes from the others' share
+    monkeypatch.setattr(junit, "_BUDGET", 3 * 4096)  # the more tests, the less each of them may say
     output = "a line\n" * 1000
     records = [replace(one, excerpts={"output": output}) for one in every_record()]
     folder = write_run(tmp_path / "run", records)
@@ -235,3 +235,18 @@ def test_a_run_that_grows_says_of_each_test_what_is_known_last(
         assert grown == junit.build(so_far, PROPERTIES, folder=folder)
         told = summary.build(so_far, {}, made=entries)
         assert json.dumps(told) == json.dumps(summary.build(so_far, {}))  # one has NaN
+
+
+def test_of_each_record_a_thing_is_made_once() -> None:
+    made: Made[str] = Made()
+    seen: list[str] = []
+
+    def make(one: TestRecord) -> str:
+        seen.append(one.message)
+        return one.message
+
+    first, later = record("test_l1_x", message="a"), record("test_l1_x", message="b")
+    told = [made.of(one, make) for one in (first, first, later, later)]
+    assert (told, seen) == (["a", "a", "b", "b"], ["a", "b"])
+    assert made.of(later, make, given=2) == made.of(later, make, given=2) == "b"
+    assert seen == ["a", "b", "b"]

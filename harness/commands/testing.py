@@ -132,7 +132,7 @@ class _Collected:
             self.broken.append(f"{report.nodeid}: {(errors or lines)[-1]}")
 
     def pytest_exception_interact(self, call: pytest.CallInfo[object]) -> None:
-        """Note why a report's TOML or a catalogue file cannot be read, in the harness's words."""
+        """Note why a report's TOML cannot be read, in the harness's words."""
         if call.excinfo is not None and isinstance(call.excinfo.value, HarnessError):
             self.faults.append(call.excinfo.value)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
 import tempfile
 import time
@@ -48,11 +47,10 @@ def cloned(
     recipe = template.recipe
     with contextlib.ExitStack() as stack:
         try:
-            state = os.open(template.path / STATE, os.O_RDONLY | os.O_CLOEXEC)
+            state = snapshot.State((template.path / STATE).read_bytes())
         except OSError as error:
-            raise ImageError(f"{template.path} is gone: {error.strerror}") from error
-        stack.callback(os.close, state)
-        saved = stack.enter_context(contextlib.closing(snapshot.State(state)))
+            raise ImageError(f"no state of {template.path}: {error.strerror}") from error
+        stack.callback(state.close)
         memory = Memory(template.path / RAM, shared=False, own_nvdimms=own_nvdimms)
         own = _copies(template, stack.enter_context(rundir())) if own_nvdimms else {}
         write_script(recipe, folder / "qemu.sh")
@@ -64,13 +62,14 @@ def cloned(
                 nvdimms=own or template.nvdimms,
                 folder=folder,
                 memory=memory,
-                pass_fds=(saved.descriptor,),
+                pass_fds=(state.descriptor,),
                 grace=0,
             )
         )
         started(vm)
         greeted = time.monotonic() - begun
-        snapshot.restore(vm, saved)
+        snapshot.restore(vm, state)
+        state.close()
         running = time.monotonic() - begun
         # A vfio device behind a root port is waited for in the guest; the others can come after
         # the session, which they would only slow down.

@@ -32,6 +32,10 @@ class QmpEvent:
     at: float
 
 
+class Refused(HostError):
+    """QEMU answered that it does not do what it was asked for; the message carries its words."""
+
+
 class _Loop:
     """One event loop on one daemon thread for all QMP connections of the process."""
 
@@ -113,12 +117,12 @@ class Qmp:
     def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = 10.0
     ) -> Any:
-        """Run a QMP command.  HostError: refused by QEMU, no answer in time or no connection."""
+        """Run a QMP command.  Refused: by QEMU; HostError: no answer in time or no connection."""
         assert self._client is not None
         try:
             return _Loop.call(self._client.execute(command, arguments), timeout)
         except ExecuteError as error:
-            raise HostError(f"QEMU refused {command}: {error}") from error
+            raise Refused(f"QEMU refused {command}: {error}") from error
         except concurrent.futures.TimeoutError as error:
             raise HostError(f"QEMU did not answer {command} within {timeout:.0f} s") from error
         except (QMPError, OSError, EOFError) as error:

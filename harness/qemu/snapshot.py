@@ -18,12 +18,15 @@ import time
 from pathlib import Path
 
 from harness.errors import HostError
+from harness.qemu.qmp import Refused
 from harness.qemu.vm import Vm
 
 #: How long QEMU may take to write the state, in seconds: it takes 20 ms.
 PATIENCE = 30.0
 #: What a pipe may hold where nobody has raised /proc/sys/fs/pipe-max-size, in bytes.
 _PIPE = 1 << 20
+
+_TOO_LONG = f"QEMU did not save the guest within {PATIENCE:.0f} s"
 
 _IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 
@@ -36,12 +39,13 @@ def save(vm: Vm, file: Path) -> None:
     """Write the state of a running guest's devices and leave the guest stopped.
 
     The state says that the guest was running, so a QEMU that takes it in goes on at once.
-    Raises NotMigratable, or HostError when QEMU does not get it done.
+    Raises NotMigratable, HostError when QEMU does not get it done, or OSError when the file cannot
+    be written.
     """
     vm.qmp.execute("migrate-set-capabilities", _IGNORE_SHARED)
     # The whole state in one go: nothing else uses the pipe.
     vm.qmp.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
-    reader, writer = os.pipe()
+    reader, writer = _pipe()
     try:
         try:
             vm.qmp.send_file(writer, "state")
@@ -49,48 +53,57 @@ def save(vm: Vm, file: Path) -> None:
             os.close(writer)
         try:
             vm.qmp.execute("migrate", {"uri": "fd:state"})
-        except HostError as error:
+        except Refused as error:
             raise NotMigratable(f"this machine cannot be saved: {error.message}") from error
-        _receive(vm, reader, file)
-        _wait(vm)
+        deadline = time.monotonic() + PATIENCE
+        _receive(vm, reader, file, deadline)
+        _wait(vm, deadline)
     finally:
         os.close(reader)
 
 
-def _receive(vm: Vm, reader: int, file: Path) -> None:
+def _pipe() -> tuple[int, int]:
+    """Return a pipe that holds a whole state.
+
+    QEMU writes the devices' state with its main loop locked, and answers ``migrate`` from that loop
+    (9.0 on: a turn later): a pipe that was full before it is read would keep the answer back.
+    """
+    reader, writer = os.pipe()
+    with contextlib.suppress(OSError):  # this user has too many of them
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE)
+    return reader, writer
+
+
+def _receive(vm: Vm, reader: int, file: Path, deadline: float) -> None:
     """Write what comes out of a pipe into a new file, until QEMU has closed its end."""
-    deadline = time.monotonic() + PATIENCE
-    try:
-        with file.open("xb") as target:
-            while time.monotonic() < deadline:
-                if not select.select([reader], [], [], 0.05)[0]:
-                    vm.check()
-                    continue
-                chunk = os.read(reader, _PIPE)
-                if not chunk:
-                    return
-                target.write(chunk)
-    except OSError as error:
-        raise HostError(f"cannot write {file}: {error.strerror}") from error
-    raise HostError(f"QEMU did not save the guest within {PATIENCE:.0f} s")
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
+        while time.monotonic() < deadline:
+            if not select.select([reader], [], [], 0.05)[0]:
+                vm.check()
+                continue
+            chunk = os.read(reader, _PIPE)
+            if not chunk:
+                return
+            target.write(chunk)
+    raise HostError(_TOO_LONG)
 
 
 class State:
     """A saved state on its way into a QEMU that was started with ``-incoming defer``.
 
-    ``descriptor`` is the pipe's end that QEMU inherits, under the same number.
+    ``descriptor`` is the pipe's end that QEMU inherits, under the same number.  OSError when there
+    is no pipe to be had.
     """
 
-    def __init__(self, file: int) -> None:
-        """Take the open state file, which stays the caller's."""
-        self._file = file
-        self._at = 0
-        self.descriptor, self._writer = os.pipe()
-        self._open = contextlib.ExitStack()
+    def __init__(self, data: bytes) -> None:
+        self._left = memoryview(data)
+        self.descriptor, self._writer = _pipe()
+        self._ends = contextlib.ExitStack()
+        # It stays open until QEMU has the state: one that dies gives the writer no EPIPE.
+        self._ends.callback(os.close, self.descriptor)
+        self._open = self._ends.enter_context(contextlib.ExitStack())
         self._open.callback(os.close, self._writer)
         os.set_blocking(self._writer, False)
-        with contextlib.suppress(OSError):  # then it takes more than one round
-            fcntl.fcntl(self._writer, fcntl.F_SETPIPE_SZ, _PIPE)
         self.fed = self._feed()
 
     def feed(self, seconds: float) -> None:
@@ -101,18 +114,17 @@ class State:
             self.fed = self._feed()
 
     def _feed(self) -> bool:
-        """Return whether that was all: then the pipe ends, as the file does."""
+        """Return whether that was all: then the pipe ends, as the state does."""
         with contextlib.suppress(BlockingIOError):
-            while sent := os.sendfile(self._writer, self._file, self._at, _PIPE):
-                self._at += sent
+            while self._left:
+                self._left = self._left[os.write(self._writer, self._left) :]
             self._open.close()
             return True
         return False
 
     def close(self) -> None:
         """Close what is still ours of the pipe."""
-        self._open.close()
-        os.close(self.descriptor)
+        self._ends.close()
 
 
 def restore(vm: Vm, state: State) -> None:
@@ -135,8 +147,7 @@ def restore(vm: Vm, state: State) -> None:
         state.feed(0.002)
 
 
-def _wait(vm: Vm) -> None:
-    deadline = time.monotonic() + PATIENCE
+def _wait(vm: Vm, deadline: float) -> None:
     while time.monotonic() < deadline:
         vm.check()
         answer = vm.qmp.execute("query-migrate")
@@ -146,4 +157,4 @@ def _wait(vm: Vm) -> None:
             case "failed" | "cancelled":
                 raise HostError(f"QEMU could not save the guest: {answer.get('error-desc')}")
         time.sleep(0.01)
-    raise HostError(f"QEMU did not save the guest within {PATIENCE:.0f} s")
+    raise HostError(_TOO_LONG)

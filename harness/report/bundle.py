@@ -350,7 +350,7 @@ def _readme(values: Mapping[str, Any], record: TestRecord | None) -> str:
     else:
         verdict = one_line(f"{record.word} {record.known}")
         lines += [f"verdict   {verdict}: {one_line(record.message, 1000)}"]
-        lines += [f"kernel's  {one_line(str(item.get('title')), 500)}" for item in record.findings]
+        lines += _listed("kernel's", [str(item.get("title")) for item in record.findings])
     right = row.get("right") or {}
     lines += _listed("right", [f"{key}: {json.dumps(right[key], default=repr)}" for key in right])
     lines += _listed("source", [str(source) for source in row.get("source", ())])
