@@ -97,34 +97,38 @@ class State:
 
     def __init__(self, data: bytes) -> None:
         self._left = memoryview(data)
-        self.descriptor, self._writer = _pipe()
-        self._ends = contextlib.ExitStack()
+        reader, writer = _pipe()
+        os.set_blocking(writer, False)
         # It stays open until QEMU has the state: one that dies gives the writer no EPIPE.
-        self._ends.callback(os.close, self.descriptor)
-        self._open = self._ends.enter_context(contextlib.ExitStack())
-        self._open.callback(os.close, self._writer)
-        os.set_blocking(self._writer, False)
-        self.fed = self._feed()
+        self._reader = os.fdopen(reader, "rb", buffering=0)
+        self._writer = os.fdopen(writer, "wb", buffering=0)
+        self.descriptor = reader
+        self._feed()
+
+    @property
+    def fed(self) -> bool:
+        """Whether all of it is in the pipe, or through."""
+        return not self._left
 
     def feed(self, seconds: float) -> None:
         """Hand on what the pipe takes, or let so much time pass."""
         if self.fed:
             time.sleep(seconds)
         elif select.select([], [self._writer], [], seconds)[1]:
-            self.fed = self._feed()
+            self._feed()
 
-    def _feed(self) -> bool:
-        """Return whether that was all: then the pipe ends, as the state does."""
-        with contextlib.suppress(BlockingIOError):
-            while self._left:
-                self._left = self._left[os.write(self._writer, self._left) :]
-            self._open.close()
-            return True
-        return False
+    def _feed(self) -> None:
+        """Write as much as goes in; after all of it the pipe ends, as the state does."""
+        # None: the pipe is full.
+        while self._left and (taken := self._writer.write(self._left)) is not None:
+            self._left = self._left[taken:]
+        if self.fed:
+            self._writer.close()
 
     def close(self) -> None:
         """Close what is still ours of the pipe."""
-        self._ends.close()
+        self._writer.close()
+        self._reader.close()
 
 
 def restore(vm: Vm, state: State) -> None:
