@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/random.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -247,5 +248,11 @@ int main(int argc, char **argv)
 		bind(answer, address);
 	fputc('\n', answer);
 	fclose(answer);
+
+	/* The shell that started this need not run in a clone until something is said to it. */
+	struct pollfd said = { .fd = STDIN_FILENO, .events = POLLIN };
+
+	while (poll(&said, 1, -1) < 0 && errno == EINTR)
+		;
 	return 0;
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import process
+from harness import cores, process
 from harness.errors import GuestClock, ImageError
 from harness.guest import provision
 from harness.guest.boot import RAM, Recipe, booted, settings
@@ -31,7 +31,7 @@ from harness.spec import Machine
 log = logging.getLogger(__name__)
 
 #: Raise it when a template is made in another way from the same inputs.
-_RECIPE = "3"
+_RECIPE = "4"
 KIND = "template"
 #: The kind of what is known not to be migratable; its one file says why.
 REFUSED = "template-refused"
@@ -39,6 +39,8 @@ REFUSED = "template-refused"
 ROOM = 4 << 30
 #: How often a guest whose clock does not go right is booted anew.
 _TRIES = 3
+#: How long a guest may take to come to rest before it is saved as it is, in seconds.
+IDLE_DEADLINE = 5.0
 STATE = "state"
 _INFO = "info.json"
 #: Descriptors that keep this process's templates in the store.
@@ -269,9 +271,11 @@ def _wait_for_resume(guest: Guest) -> None:
     """Leave the guest with an sshd ready and its serial shell waiting for a clone's first line."""
     addresses = provision.pci_addresses(guest.vm)
     present = [addresses[device.name] for device in guest.machine.pci if not device.port]
-    guest.vm.shell.sendall(f"exec /run/nvh/resume {' '.join(present)}\n".encode())
+    guest.vm.shell.sendall(f"/run/nvh/resume {' '.join(present)}\n".encode())
     guest.run(_SETTLE, timeout=90.0)
     guest.ssh.close()
+    # The end of that session, and whatever else is on its way, would be each clone's to go through.
+    cores.wait_until_idle(guest.vm.child.pid, within=IDLE_DEADLINE * guest.scale)
 
 
 def copy_sparse(source: Path, target: Path) -> None:

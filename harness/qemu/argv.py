@@ -269,7 +269,8 @@ def _network() -> list[str]:
     # ipv6=off: slirp would offer the guest a second way out, by its router advertisements.
     return [
         *["-netdev", "user,id=net0,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"],
-        *["-device", "virtio-net-pci,netdev=net0,romfile="],
+        # Nobody listens to a clone's announcement that it has moved.
+        *["-device", "virtio-net-pci,netdev=net0,romfile=,guest_announce=off"],
     ]
 
 
