@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from typing import IO
 from harness.errors import HostError
 
 log = logging.getLogger(__name__)
+
+#: How long a process has to be still to count as at rest, in seconds.
+_STILL = 0.5
 
 _spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
 
@@ -173,3 +177,33 @@ def running(
         yield child
     finally:
         end(child, grace=grace)
+
+
+def demand_of(pid: int) -> dict[int, int]:
+    """Return for how long each thread of a process has computed or waited to, in nanoseconds.
+
+    What waited for a core counts: on a host that is full a guest would else seem idle.  Nothing of
+    a process that is gone, and where the kernel does not tell (CONFIG_SCHED_INFO).
+    """
+    demand = {}
+    for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            computed, waited, _ = file.read_text().split()
+            demand[int(file.parent.name)] = int(computed) + int(waited)
+    return demand
+
+
+def rests(pid: int, *, within: float) -> bool:
+    """Wait until a process wants less than a tenth of a core for half a second.
+
+    Returns False when it has not come to that ``within`` so many seconds.  Of a process that is
+    gone, or of which nothing is told, True.
+    """
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        begun, before = time.monotonic(), demand_of(pid)
+        time.sleep(_STILL)
+        grown = sum(demand - before.get(thread, 0) for thread, demand in demand_of(pid).items())
+        if grown / 1e9 < (time.monotonic() - begun) / 10:
+            return True
+    return False

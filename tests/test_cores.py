@@ -63,18 +63,3 @@ def test_what_is_waited_for_anyway_is_not_held_up() -> None:
     begun = time.monotonic()
     cores.wait_for_room(lambda _: True)
     assert time.monotonic() - begun < 5
-
-
-def test_what_computes_does_not_come_to_rest(busy: subprocess.Popen[bytes]) -> None:
-    begun = time.monotonic()
-    assert not cores.wait_until_idle(busy.pid, within=0.8)
-    assert time.monotonic() - begun >= 0.8
-    busy.send_signal(signal.SIGSTOP)
-    assert cores.wait_until_idle(busy.pid, within=30)
-
-
-def test_what_has_ended_is_at_rest(busy: subprocess.Popen[bytes]) -> None:
-    busy.kill()
-    busy.wait()
-    assert cores.wanted(busy.pid) == 0.0
-    assert cores.wait_until_idle(busy.pid, within=30)

@@ -97,6 +97,15 @@ def test_clones_share_no_random_bytes_and_know_the_time(template: Template, tmp_
     assert len(set(seen)) == len(seen)
 
 
+def test_the_serial_shell_goes_on_when_it_is_spoken_to(template: Template, tmp_path: Path) -> None:
+    with cloned(template, tmp_path) as guest:
+        assert guest.run("pgrep -x resume", check=False).status == 0
+        with pytest.raises(GuestHung, match="serial shell did not end within 1 s"):
+            guest.serial.run("sleep 5", timeout=1)
+        assert guest.serial.run("echo here", timeout=60) == (0, "here\n")
+        assert guest.run("pgrep -x resume", check=False).status == 1
+
+
 def test_devices_without_migration_state_are_back(template: Template, tmp_path: Path) -> None:
     with cloned(template, tmp_path) as guest:
         edu = guest.vfio("edu")

@@ -264,3 +264,47 @@ def test_a_child_dies_with_its_owner(
         owner.send_signal(number)
         owner.wait(30)
     eventually(lambda: not alive(child))
+
+
+# rests
+
+
+@pytest.fixture
+def busy() -> Iterator[subprocess.Popen[bytes]]:
+    """A child that computes without end."""
+    with subprocess.Popen(["sh", "-c", "while :; do :; done"]) as child:
+        yield child
+        child.kill()
+
+
+def test_what_computes_does_not_come_to_rest(busy: subprocess.Popen[bytes]) -> None:
+    begun = time.monotonic()
+    assert not process.rests(busy.pid, within=0.8)
+    assert time.monotonic() - begun >= 0.8
+    busy.send_signal(signal.SIGSTOP)
+    assert process.rests(busy.pid, within=30)
+
+
+def test_a_thread_that_ends_takes_nothing_from_what_the_others_want() -> None:
+    script = """
+import threading, time
+def spin(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+threading.Thread(target=spin, args=(0.7,)).start()
+spin(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as child:
+        deadline = time.monotonic() + 30
+        while len(process.demand_of(child.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not process.rests(child.pid, within=1.2)
+        child.kill()
+
+
+def test_what_has_ended_is_at_rest(busy: subprocess.Popen[bytes]) -> None:
+    busy.kill()
+    busy.wait()
+    assert process.demand_of(busy.pid) == {}
+    assert process.rests(busy.pid, within=30)

@@ -170,7 +170,7 @@ def test_another_host_key_is_refused_before_a_key_is_offered(user: dict[str, obj
 
 
 def test_a_guest_with_another_kind_of_key_is_refused() -> None:
-    """A guest that has no key of our kind is not asked to be trusted at first sight."""
+    """A guest that has no Ed25519 key is not asked to be trusted at first sight."""
     identity = Identity.generate()
     server = Curious(accepted=identity.client_key)
     with served(server, paramiko.RSAKey.generate(2048)) as (port, _), pytest.raises(GuestLost):

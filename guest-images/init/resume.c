@@ -14,6 +14,9 @@
  *
  *     NONCE [ADDRESS=DRIVER,GROUP,IOMMU,VENDOR:DEVICE...]
  *
+ * Then it waits until something is said on the serial line, and leaves that to the shell which has
+ * started it: that shell does nothing in a clone until it is asked for.
+ *
  * The answer does not go back over the serial line: QEMU's 16550A (7.2) sometimes loses a transmit
  * interrupt, and what the driver still holds waits for the next byte that comes in.
  *
@@ -249,7 +252,6 @@ int main(int argc, char **argv)
 	fputc('\n', answer);
 	fclose(answer);
 
-	/* The shell that started this need not run in a clone until something is said to it. */
 	struct pollfd said = { .fd = STDIN_FILENO, .events = POLLIN };
 
 	while (poll(&said, 1, -1) < 0 && errno == EINTR)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import paramiko
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
 @dataclass(frozen=True)
@@ -21,26 +21,22 @@ class Identity:
 
     @classmethod
     def generate(cls) -> Identity:
-        """Make fresh ECDSA keys; nothing of the user's is read.
-
-        Under TCG a login with P-256 costs half of one with Ed25519: OpenSSH leaves P-256 to
-        libcrypto's assembly and has portable C of its own for the other.
-        """
+        """Make fresh Ed25519 keys; nothing of the user's is read."""
         return cls(*_pair(), *_pair())
 
     @property
     def client_key(self) -> paramiko.PKey:
         """The harness's key as paramiko wants it."""
-        return paramiko.ECDSAKey.from_private_key(io.StringIO(self.client_private))
+        return paramiko.Ed25519Key.from_private_key(io.StringIO(self.client_private))
 
     @property
     def host_key(self) -> paramiko.PKey:
         """The only host key that the harness accepts."""
-        return paramiko.ECDSAKey.from_private_key(io.StringIO(self.host_private))
+        return paramiko.Ed25519Key.from_private_key(io.StringIO(self.host_private))
 
 
 def _pair() -> tuple[str, str]:
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = Ed25519PrivateKey.generate()
     private = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.OpenSSH,

@@ -141,8 +141,9 @@ class Ssh:
         client: paramiko.SSHClient = connection.client
         client.set_missing_host_key_policy(paramiko.RejectPolicy())
         client.get_host_keys().clear()
-        host_key = self._identity.host_key
-        client.get_host_keys().add(f"[127.0.0.1]:{self.port}", host_key.get_name(), host_key)
+        client.get_host_keys().add(
+            f"[127.0.0.1]:{self.port}", "ssh-ed25519", self._identity.host_key
+        )
         try:
             connection.open()
         except (OSError, EOFError, paramiko.SSHException) as error:
