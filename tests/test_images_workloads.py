@@ -117,3 +117,20 @@ def test_what_make_has_built_is_taken_until_a_source_changes(
     assert Lab(Options(workloads=tree)).workloads == tree
     os.utime(folder / "common.h")
     assert Lab(Options()).workloads == tree / "built"
+
+
+def test_what_has_no_source_any_more_is_removed(tree: Path) -> None:
+    folder = tree / "testcases" / "workloads"
+    report = tree / "testcases" / "reports" / "mail.c"
+    report.write_text(PROGRAM)
+    for _ in range(2):
+        subprocess.run(["make", "-s", "-C", folder], check=True)
+    assert workloads.made() == folder / "build"
+    assert said(folder / "build" / "mail") == "42\n"
+    report.unlink()
+    assert workloads.made() is None
+    subprocess.run(["make", "-s", "-C", folder], check=True)
+    assert workloads.made() == folder / "build"
+    assert sorted(file.name for file in (folder / "build").iterdir()) == [
+        "common.o", "program", "program.o",
+    ]  # fmt: skip
