@@ -15,7 +15,7 @@ from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
 from harness.errors import GuestLost
 from harness.guest.keys import Identity
-from harness.guest.ssh import OUTPUT_LIMIT, Ssh
+from harness.guest.ssh import OUTPUT_LIMIT, CommandTimeout, Ssh
 
 
 class Curious(paramiko.ServerInterface):
@@ -192,3 +192,19 @@ def test_nothing_of_a_strangers_is_remembered(user: dict[str, object]) -> None:
         ssh.close()
     assert (home / ".ssh" / "known_hosts").read_text() == before
     assert untouched(user)
+
+
+def test_of_a_long_command_a_message_tells_the_end() -> None:
+    identity = Identity.generate()
+    server = Curious(accepted=identity.client_key)
+    settings = "\n".join(f"export NVH_{number}={number}" for number in range(200))
+    with served(server, identity.host_key) as (port, _):
+        ssh = Ssh(port, identity, check=lambda: None)
+        ssh.connect(30)
+        with pytest.raises(CommandTimeout) as caught:
+            ssh.run(f"{settings}\n/opt/nvh/reproducer", timeout=1)
+        ssh.close()
+    message = caught.value.message
+    assert message.startswith("no end after 1 s: ... ")
+    assert message.endswith("NVH_199=199 /opt/nvh/reproducer")
+    assert len(message) < 300

@@ -30,6 +30,9 @@ _AFTERMATH = 1.0
 #: How much longer than a deadline paramiko may take to notice it, in seconds.
 _GRACE = 2.0
 
+#: What of a command a message has room for, in characters.
+_NAME = 200
+
 T = TypeVar("T")
 
 
@@ -77,6 +80,12 @@ class _Capture:
 
     def text(self) -> str:
         return self.data.decode(errors="replace")
+
+
+def _named(command: str) -> str:
+    """Return a command on one line, of a long one the end: what it runs follows its settings."""
+    line = " ".join(command.split())
+    return line if len(line) <= _NAME else f"... {line[-_NAME:]}"
 
 
 @contextlib.contextmanager
@@ -208,11 +217,11 @@ class Ssh:
                 self._check()
                 said = out.text()[-200:].strip()
                 raise CommandTimeout(
-                    f"no end after {timeout:.0f} s: {command}"
+                    f"no end after {timeout:.0f} s: {_named(command)}"
                     + (f" (it said: {said})" if said else "")
                 ) from error
             self._died()
-            raise GuestLost(f"SSH broke during: {command} ({error})") from error
+            raise GuestLost(f"SSH broke during: {_named(command)} ({error})") from error
         if status < 0:  # the connection closed without a status
             self._died()
             status = 255
