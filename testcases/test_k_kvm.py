@@ -11,6 +11,9 @@ from harness.verdict.expectation import Case
 from testcases.filesystems import ALIGNED, NAMES, dax_mount, huge_mount
 from testcases.vfio_steps import LEAK
 
+#: The VM's memory is of 4 KiB pages; the one of its output is the sixth.
+_UNTOUCHED = ("--untouched", "--size", "64K")
+
 _LEVELS = {"4k": "pages_4k", "2m": "pages_2m", "1g": "pages_1g"}
 
 
@@ -71,13 +74,26 @@ def test_k1_writes_are_logged(guest: Guest, case: Case) -> None:
     case.expect("without_exit", facts["without_exit"] != "hlt")
 
 
-@pytest.mark.parametrize("memory", ["anonymous", "device-dax"])
+def test_k1_read_only_slot(guest: Guest, case: Case) -> None:
+    """The VM may read its memory and not write it, although this process may."""
+    source = f"dax:{guest.namespace('devdax2m').device}"
+    facts = run_vm(guest, case, "--source", source, "--readonly")
+    case.prove("the VM ran", facts["exit"] == "hlt" and facts["memory"] == "OK")
+    for key in ("readonly_exit", "readonly_store", "readonly_goes_on", "readonly_memory"):
+        case.expect(key, facts.get(key, "no exit"))
+    case.expect("writable_exit", facts["writable_exit"])
+    case.expect("writable_memory", facts["writable_memory"])
+
+
+@pytest.mark.parametrize("memory", ["anonymous", "device-dax", "slot-ends"])
 def test_k1_small_pages(guest: Guest, case: Case, memory: str) -> None:
-    """4 KiB memory, and a 2 MiB page of which the VM's memory has two halves of different ones."""
+    """4 KiB memory, two halves of different 2 MiB pages, and one half of one."""
     options: tuple[str, ...] = ("--source", "anon")
-    if memory == "device-dax":
-        source = f"dax:{guest.namespace('devdax2m').device}"
-        options = ("--source", source, "--size", "4M", "--shift", "1M")
+    if memory != "anonymous":
+        options = ("--source", f"dax:{guest.namespace('devdax2m').device}")
+        # The other half is not the VM's, which could reach it through a huge page.
+        half = ("--size", "2M", "--slot", "1M")
+        options += ("--size", "4M", "--shift", "1M") if memory == "device-dax" else half
     facts = run_vm(guest, case, *options)
     for key in ("run", "exit", "memory"):
         case.expect(key, facts[key])
@@ -95,6 +111,30 @@ def test_k2_dax_file(guest: Guest, case: Case, fs: str, offset: str) -> None:
         case.expect(key, facts[key])
     case.prove("the file is DAX", facts["dax"])
     expect_pages(case, facts, "2m" if offset == "2M" else "4k")
+
+
+@pytest.mark.parametrize("memory", ["anonymous", "private-xfs", "shared-ext4", "shared-xfs"])
+def test_k2_first_store(guest: Guest, case: Case, memory: str) -> None:
+    """The VM stores to a page that was only read so far, which is a store of this process."""
+    kind, _, fs = memory.partition("-")
+    if kind == "anonymous":
+        facts = run_vm(guest, case, *_UNTOUCHED, "--source", "anon-private")
+    else:
+        with dax_mount(guest, case, fs) as mount:
+            source = f"file:{mount.path}/a" + (":private" if kind == "private" else "")
+            facts = run_vm(guest, case, *_UNTOUCHED, "--source", source)
+        case.prove("the file is DAX", facts["dax"])
+        if "trace_missing" in facts:
+            case.skip(f"no tracepoints: {facts['trace_missing']}", enable="set CONFIG_FTRACE=y")
+    for run in ("first", "again"):
+        for key in ("exit", "memory", "fresh"):
+            case.expect(f"{run}: {key}", facts[f"{run}_{key}"], right=case.row.expected(key))
+        if fs:
+            right = case.row.expected(f"{kind}_file")
+            case.expect(f"{run}: file", facts[f"{run}_file"], right=right)
+        if kind == "shared":  # 6.1 writes back what was only read as well, see S13
+            right = case.row.expected("written_back")
+            case.expect(f"{run}: written_back", facts[f"{run}_written_back"], right=right)
 
 
 @pytest.mark.parametrize("how", ["stopped", "running"])

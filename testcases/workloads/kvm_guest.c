@@ -1,7 +1,7 @@
 /*
  * A virtual machine of a few instructions whose memory is the mapping under test: did it run, with
- * pages of which size did KVM map it, what becomes of it when its memory is truncated, and do it and
- * a device behind VFIO see the same memory.
+ * pages of which size did KVM map it, what becomes of it when its memory is truncated, do it and a
+ * device behind VFIO see the same memory, and where does its first store to a page go.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "edu.h"
+#include "first_store.h"
 #include "memory.h"
 #include "nvh.h"
 #include "refcount.h"
@@ -288,6 +289,42 @@ static void move_memory(struct vm *vm, const struct mapping *slot)
 	memory_unmap(&memory);
 }
 
+/*
+ * A machine may read the memory of a read-only slot; its store comes to this process and goes
+ * nowhere.  Facts: readonly_exit, readonly_store (whether the exit tells of the store),
+ * readonly_goes_on (how it ends then), readonly_memory; and when the same memory may be written
+ * again: writable_exit and writable_memory.
+ */
+static void forbid_writes(struct vm *vm, const struct mapping *slot)
+{
+	const uint16_t right = VM_VALUE + VM_ADDEND;
+	char *bytes = slot->addr;
+	struct vm_run run;
+	bool told;
+
+	vm_lay_out(bytes, VM_VALUE);
+	/* A slot's flag cannot be changed (EINVAL). */
+	vm_set_memory(vm, NULL, 0);
+	vm_set_memory(vm, slot, KVM_MEM_READONLY);
+	vm_start_at(vm, VM_READ_FIRST);
+	run = vm_run(vm);
+	nvh_fact_str("readonly_exit", vm_run_end(&run));
+	if (!run.err && run.exit == KVM_EXIT_MMIO) {
+		told = vm->run->mmio.is_write && vm->run->mmio.phys_addr == VM_OUTPUT &&
+		       vm->run->mmio.len == sizeof(right) &&
+		       !memcmp(vm->run->mmio.data, &right, sizeof(right));
+		nvh_fact_str("readonly_store", told ? "told" : "differs");
+		run = vm_run(vm);
+		nvh_fact_str("readonly_goes_on", vm_run_end(&run));
+	}
+	nvh_fact_str("readonly_memory", vm_output(bytes) ? "written" : "unchanged");
+	nvh_step(true, "ran on a read-only slot");
+	vm_set_memory(vm, NULL, 0);
+	vm_set_memory(vm, slot, 0);
+	run_again(vm, "writable_exit");
+	nvh_fact_str("writable_memory", vm_output(bytes) == right ? "OK" : "differs");
+}
+
 static void refs_fact(const char *key, uint64_t pfn)
 {
 	int count;
@@ -299,16 +336,19 @@ static void refs_fact(const char *key, uint64_t pfn)
 int main(int argc, char **argv)
 {
 	const char *spec = NULL, *size = "2M", *offset = "0", *cut = NULL, *device = NULL, *failed;
-	const char *shift_text = "0";
-	bool log = false, move = false;
+	const char *shift_text = "0", *slot_text = NULL;
+	bool log = false, move = false, readonly = false, untouched = false;
 	const struct nvh_option options[] = {
 		{"source", &spec, NULL, SOURCE_HELP},
 		{"size", &size, NULL, "bytes of guest memory (default 2M)"},
 		{"offset", &offset, NULL, "where in the file it starts (default 0)"},
 		{"shift", &shift_text, NULL, "how far in the mapping the machine's memory begins (default 0)"},
+		{"slot", &slot_text, NULL, "bytes of it that the machine gets (default all)"},
+		{"untouched", NULL, &untouched, "the machine stores to a page that was only read; no more"},
 		{"truncate", &cut, NULL, "then truncate the file under the machine: stopped, running"},
 		{"device", &device, NULL, "PCI address of an edu on vfio-pci, which is given the same memory"},
 		{"log", NULL, &log, "then have KVM log what the machine writes, and end that again"},
+		{"readonly", NULL, &readonly, "then forbid it to write, and end that again"},
 		{"move", NULL, &move, "then take its memory away and give it other memory at the same address"},
 		{NULL, NULL, NULL, NULL},
 	};
@@ -335,6 +375,13 @@ int main(int argc, char **argv)
 		nvh_usage("--shift %s: whole pages, and neither --truncate nor --device", shift_text);
 	if (nvh_size("size", size) < shift + (device ? TRIP_AT + TRIP_SIZE : 0x10000))
 		nvh_usage("--size %s: the machine needs 64 KiB, with --device 9 MiB", size);
+	if (slot_text && (nvh_size("slot", slot_text) % memory_page() ||
+			  nvh_size("slot", slot_text) < 0x10000))
+		nvh_usage("--slot %s: whole pages, at least 64 KiB", slot_text);
+	if (untouched && source.kind != SOURCE_FILE && !(source.kind == SOURCE_ANON && source.private))
+		nvh_usage("--untouched needs a --source anon-private or file:PATH");
+	if (untouched && nvh_size("size", size) >= 2UL << 20)
+		nvh_usage("--size %s: with --untouched no page may be huge", size);
 	nvh_begin("kvm_guest");
 	if (!vm_open(&vm))
 		return nvh_end();
@@ -344,9 +391,16 @@ int main(int argc, char **argv)
 		nvh_bail("%s: %s", failed, nvh_errname(err));
 	if (source.kind == SOURCE_FILE)
 		nvh_fact_bool("dax", memory_is_dax(memory.fd) == 1);
+	if (untouched) {
+		first_store(&vm, &memory, source.private);
+		memory_unmap(&memory);
+		return nvh_end();
+	}
 	slot = memory;
 	slot.addr = bytes = (char *)memory.addr + shift;
 	slot.size -= shift;
+	if (slot_text && nvh_size("slot", slot_text) < slot.size)
+		slot.size = nvh_size("slot", slot_text);
 	nvh_fact_int("hva_alignment", (long long)((uintptr_t)bytes & -(uintptr_t)bytes));
 	memory_touch(bytes, 0x10000, true);
 	vm_lay_out(bytes, VM_VALUE);
@@ -368,6 +422,8 @@ int main(int argc, char **argv)
 	vm_page_counters(&vm, "");
 	if (log)
 		log_writes(&vm, &slot);
+	if (readonly)
+		forbid_writes(&vm, &slot);
 	if (move)
 		move_memory(&vm, &slot);
 	refs_fact("refs_running", pfn);

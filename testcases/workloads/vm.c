@@ -25,6 +25,13 @@ static const uint8_t loop[] = {
 	0xeb, 0xf7,                             /* jmp to the mov */
 };
 
+#define JUMP_BACK (VM_CODE - (VM_READ_FIRST + 7))
+
+static const uint8_t read_first[] = {
+	0x8b, 0x1e, VM_OUTPUT & 0xff, VM_OUTPUT >> 8,         /* mov bx, [VM_OUTPUT] */
+	0xe9, JUMP_BACK & 0xff, JUMP_BACK >> 8 & 0xff,        /* jmp VM_CODE */
+};
+
 bool vm_open(struct vm *vm)
 {
 	vm->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
@@ -104,15 +111,23 @@ const char *vm_run_end(const struct vm_run *run)
 		return nvh_errname(run->err);
 	if (run->exit == KVM_EXIT_HLT)
 		return "hlt";
+	if (run->exit == KVM_EXIT_MMIO)
+		return "mmio";
 	snprintf(number, sizeof(number), "exit %u", run->exit);
 	return number;
 }
 
-void vm_lay_out(char *bytes, uint16_t input)
+void vm_lay_out_program(char *bytes, uint16_t input)
 {
 	memcpy(bytes + VM_CODE, code, sizeof(code));
 	memcpy(bytes + VM_LOOP, loop, sizeof(loop));
+	memcpy(bytes + VM_READ_FIRST, read_first, sizeof(read_first));
 	memcpy(bytes + VM_INPUT, &input, sizeof(input));
+}
+
+void vm_lay_out(char *bytes, uint16_t input)
+{
+	vm_lay_out_program(bytes, input);
 	memset(bytes + VM_OUTPUT, 0, sizeof(input));
 }
 

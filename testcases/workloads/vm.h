@@ -14,6 +14,7 @@
 /* Guest physical addresses: below 64 KiB, for the guest stays in real mode with segments at 0. */
 #define VM_CODE 0x1000
 #define VM_LOOP 0x2000
+#define VM_READ_FIRST 0x2100 /* reads the page of the output and goes on at VM_CODE */
 #define VM_INPUT 0x4000
 #define VM_OUTPUT 0x5000
 #define VM_PORT 0x10
@@ -48,10 +49,13 @@ struct vm_run {
 /* Runs to the hlt, or to whatever else ends it. */
 struct vm_run vm_run(struct vm *vm);
 
-/* "hlt", the name of KVM_RUN's errno, or the number of the exit. */
+/* "hlt", "mmio", the name of KVM_RUN's errno, or the number of another exit. */
 const char *vm_run_end(const struct vm_run *run);
 
-/* Puts the program and its input in place. */
+/* Puts the program and its input in place, and leaves the page of the output alone. */
+void vm_lay_out_program(char *bytes, uint16_t input);
+
+/* As vm_lay_out_program(), and empties the output. */
 void vm_lay_out(char *bytes, uint16_t input);
 
 /* What it has written. */
