@@ -60,3 +60,5 @@ def test_v22_registers_and_interrupts(guest: Guest, case: Case) -> None:
     """Registers by read() and write() end where the BAR does; interrupts arrive by eventfd."""
     seen = observe(guest, case, "vfio_device")
     expect_all(case, seen, "registers", "msi", "intx")
+    seen = observe(guest, case, "vfio_close")
+    expect_all(case, seen, "close", "group", "unbind")

@@ -17,6 +17,10 @@
 /* Offsets in BAR0, and the bits of the command. */
 enum {
 	EDU_ID = 0x00, /* reads 0x....00ed */
+	EDU_ALIVE = 0x04, /* reads the complement of what was written */
+	EDU_STATUS = 0x24, /* of interrupts: what was raised and not acknowledged */
+	EDU_RAISE = 0x60,
+	EDU_ACKNOWLEDGE = 0x64,
 	EDU_DMA_SOURCE = 0x80,
 	EDU_DMA_TARGET = 0x88,
 	EDU_DMA_COUNT = 0x90,

@@ -4,32 +4,14 @@
  */
 #include <errno.h>
 #include <linux/vfio.h>
-#include <poll.h>
 #include <stdint.h>
-#include <string.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
-#include "memory.h"
+#include "edu.h"
+#include "irq.h"
 #include "nvh.h"
 #include "vfio.h"
-
-enum {
-	REG_ID = 0x00,
-	REG_ALIVE = 0x04, /* reads the complement of what was written */
-	REG_STATUS = 0x24, /* of interrupts: what was raised and not acknowledged */
-	REG_RAISE = 0x60,
-	REG_ACK = 0x64,
-};
-
-#define NONE (VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER)
-#define BOOL (VFIO_IRQ_SET_DATA_BOOL | VFIO_IRQ_SET_ACTION_TRIGGER)
-#define EVENTFD (VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER)
-/* One that comes is waited for; one that must not come has come by then. */
-#define QUIET_SECONDS 0.02
-#define COME_MS 10000
 
 static const char *device;
 
@@ -42,16 +24,6 @@ static struct vfio vfio;
 static struct vfio_bar bar;
 static off_t bar0;
 static int first, second; /* eventfds */
-
-static uint32_t get(unsigned int reg)
-{
-	return *(volatile uint32_t *)(void *)(bar.addr + reg);
-}
-
-static void put(unsigned int reg, uint32_t value)
-{
-	*(volatile uint32_t *)(void *)(bar.addr + reg) = value;
-}
 
 /* How many bytes, or which error. */
 static void try_read(const char *key, off_t at, size_t count)
@@ -79,11 +51,11 @@ static void read_and_write(void)
 		nvh_bail("VFIO_DEVICE_GET_REGION_INFO: %s", nvh_errname(errno));
 	bar0 = (off_t)info.offset;
 	end = bar0 + (off_t)info.size;
-	if (pwrite(vfio.device, &value, sizeof(value), bar0 + REG_ALIVE) != sizeof(value))
+	if (pwrite(vfio.device, &value, sizeof(value), bar0 + EDU_ALIVE) != sizeof(value))
 		nvh_note("pwrite of BAR0: %s", nvh_errname(errno));
-	nvh_fact_str("written", get(REG_ALIVE) == ~value ? "equal" : "differs");
-	put(REG_ALIVE, 0x600df00d);
-	if (pread(vfio.device, &value, sizeof(value), bar0 + REG_ALIVE) != sizeof(value))
+	nvh_fact_str("written", irq_get(&bar, EDU_ALIVE) == ~value ? "equal" : "differs");
+	irq_put(&bar, EDU_ALIVE, 0x600df00d);
+	if (pread(vfio.device, &value, sizeof(value), bar0 + EDU_ALIVE) != sizeof(value))
 		nvh_note("pread of BAR0: %s", nvh_errname(errno));
 	nvh_fact_str("read", value == ~0x600df00dU ? "equal" : "differs");
 	try_read("last_bytes", end - 8, 8);
@@ -94,27 +66,16 @@ static void read_and_write(void)
 	try_read("config_end", (off_t)(config.offset + config.size), 4);
 	nvh_fact_errno("write_at_end", pwrite(vfio.device, &value, sizeof(value), end) < 0 ? errno : 0);
 	vfio_command(&vfio, 0);
-	try_read("disabled_read", bar0 + REG_ALIVE, 4);
-	nvh_fact_errno("disabled_write", pwrite(vfio.device, &value, 4, bar0 + REG_ALIVE) < 0 ? errno : 0);
+	try_read("disabled_read", bar0 + EDU_ALIVE, 4);
+	nvh_fact_errno("disabled_write", pwrite(vfio.device, &value, 4, bar0 + EDU_ALIVE) < 0 ? errno : 0);
 	vfio_command(&vfio, VFIO_MEMORY | VFIO_MASTER);
-	try_read("enabled_read", bar0 + REG_ALIVE, 4);
+	try_read("enabled_read", bar0 + EDU_ALIVE, 4);
 	nvh_step(true, "read and wrote BAR0");
 }
 
-/* VFIO_DEVICE_SET_IRQS; one byte or descriptor of data, whatever count says.  Returns 0 or errno. */
 static int set_irqs(uint32_t flags, uint32_t index, uint32_t start, uint32_t count, int data)
 {
-	struct {
-		struct vfio_irq_set head;
-		int32_t data[4];
-	} set = {.head = {.argsz = sizeof(set), .flags = flags, .index = index, .start = start, .count = count}};
-
-	if ((flags & VFIO_IRQ_SET_DATA_TYPE_MASK) == VFIO_IRQ_SET_DATA_BOOL)
-		memset(set.data, data, sizeof(set.data));
-	else
-		for (size_t i = 0; i < sizeof(set.data) / sizeof(set.data[0]); i++)
-			set.data[i] = data;
-	return ioctl(vfio.device, VFIO_DEVICE_SET_IRQS, &set) < 0 ? errno : 0;
+	return irq_set(&vfio, flags, index, start, count, data);
 }
 
 /* What failed first of that which is there to be used, or NULL. */
@@ -128,62 +89,76 @@ static void use(int err, const char *what)
 		failed = what;
 }
 
-/* Events since it was last asked; waits for the first one where one must come. */
-static long long events(int fd, bool expected)
+static void write_eventfd(int fd)
 {
-	struct pollfd wait = {.fd = fd, .events = POLLIN};
-	uint64_t count = 0;
+	const uint64_t one = 1;
 
-	if (!expected)
-		nvh_sleep(QUIET_SECONDS);
-	if (poll(&wait, 1, expected ? COME_MS : 0) > 0 && read(fd, &count, sizeof(count)) != sizeof(count))
-		nvh_bail("read of an eventfd: %s", nvh_errname(errno));
-	return (long long)count;
+	if (write(fd, &one, sizeof(one)) != sizeof(one))
+		nvh_bail("write of an eventfd: %s", nvh_errname(errno));
 }
 
-static void raise_interrupt(void)
+/*
+ * As use_intx(), which hands it over raised and masked, and takes it back so; but an eventfd unmasks, as
+ * KVM's resample irqfd does when the guest has served its interrupt.
+ */
+static void unmask_by_eventfd(void)
 {
-	put(REG_RAISE, 1);
-	if (get(REG_STATUS) != 1)
-		nvh_bail("edu's interrupt is not raised: status 0x%x", get(REG_STATUS));
-}
+	const uint32_t index = VFIO_PCI_INTX_IRQ_INDEX;
+	int closed = irq_eventfd();
+	long long seen[6];
 
-static void acknowledge(void)
-{
-	put(REG_ACK, 1);
-	if (get(REG_STATUS) != 0)
-		nvh_bail("edu's interrupt is not acknowledged: status 0x%x", get(REG_STATUS));
+	/* Who goes away without taking it back leaves room for the next. */
+	use(set_irqs(IRQ_UNMASK_EVENTFD, index, 0, 1, closed), "an eventfd to unmask INTx");
+	close(closed);
+	nvh_fact_errno("unmask_fd", set_irqs(IRQ_UNMASK_EVENTFD, index, 0, 1, second));
+	nvh_fact_errno("unmask_fd_again", set_irqs(IRQ_UNMASK_EVENTFD, index, 0, 1, second));
+	write_eventfd(second);
+	seen[0] = irq_events(first, true);
+	irq_acknowledge(&bar);
+	write_eventfd(second);
+	seen[1] = irq_events(first, false);
+	irq_raise(&bar);
+	seen[2] = irq_events(first, true);
+	seen[3] = irq_events(second, false);
+	use(set_irqs(IRQ_UNMASK_EVENTFD, index, 0, 1, -1), "no eventfd to unmask INTx");
+	write_eventfd(second);
+	seen[4] = irq_events(first, false);
+	/* What was written before counts: it may have been in time for whoever had it set. */
+	use(set_irqs(IRQ_UNMASK_EVENTFD, index, 0, 1, second), "a written eventfd to unmask INTx");
+	seen[5] = irq_events(first, true);
+	use(set_irqs(IRQ_UNMASK_EVENTFD, index, 0, 1, -1), "no eventfd to unmask INTx");
+	nvh_fact_ints("unmask_fd_events", seen, 6);
+	nvh_step(true, "INTx unmasked by an eventfd");
 }
 
 /* A level: it comes once, is masked until it is unmasked, and comes again where it is still raised. */
 static void use_intx(void)
 {
 	const uint32_t index = VFIO_PCI_INTX_IRQ_INDEX;
-	const uint32_t mask = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_MASK;
-	const uint32_t unmask = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK;
 	long long seen[6];
 
-	nvh_fact_errno("intx", set_irqs(EVENTFD, index, 0, 1, first));
-	nvh_fact_errno("intx_two", set_irqs(EVENTFD, index, 0, 2, first));
-	nvh_fact_errno("msi_beside_intx", set_irqs(EVENTFD, VFIO_PCI_MSI_IRQ_INDEX, 0, 1, second));
-	raise_interrupt();
-	seen[0] = events(first, true);
-	seen[1] = events(first, false);
-	use(set_irqs(unmask, index, 0, 1, 0), "unmask of INTx");
-	seen[2] = events(first, true);
-	acknowledge();
-	use(set_irqs(unmask, index, 0, 1, 0), "unmask of INTx");
-	seen[3] = events(first, false);
-	use(set_irqs(mask, index, 0, 1, 0), "mask of INTx");
-	raise_interrupt();
-	seen[4] = events(first, false);
-	use(set_irqs(unmask, index, 0, 1, 0), "unmask of INTx");
-	seen[5] = events(first, true);
+	nvh_fact_errno("intx", set_irqs(IRQ_EVENTFD, index, 0, 1, first));
+	nvh_fact_errno("intx_two", set_irqs(IRQ_EVENTFD, index, 0, 2, first));
+	nvh_fact_errno("msi_beside_intx", set_irqs(IRQ_EVENTFD, VFIO_PCI_MSI_IRQ_INDEX, 0, 1, second));
+	irq_raise(&bar);
+	seen[0] = irq_events(first, true);
+	seen[1] = irq_events(first, false);
+	use(set_irqs(IRQ_UNMASK, index, 0, 1, 0), "unmask of INTx");
+	seen[2] = irq_events(first, true);
+	irq_acknowledge(&bar);
+	use(set_irqs(IRQ_UNMASK, index, 0, 1, 0), "unmask of INTx");
+	seen[3] = irq_events(first, false);
+	use(set_irqs(IRQ_MASK, index, 0, 1, 0), "mask of INTx");
+	irq_raise(&bar);
+	seen[4] = irq_events(first, false);
+	use(set_irqs(IRQ_UNMASK, index, 0, 1, 0), "unmask of INTx");
+	seen[5] = irq_events(first, true);
 	nvh_fact_ints("intx_events", seen, 6);
+	unmask_by_eventfd();
 	/* It has come, and so is masked: once disabled it must not reach whoever shares the line. */
-	use(set_irqs(NONE, index, 0, 0, 0), "no INTx");
-	seen[0] = events(first, false);
-	acknowledge();
+	use(set_irqs(IRQ_NONE, index, 0, 0, 0), "no INTx");
+	seen[0] = irq_events(first, false);
+	irq_acknowledge(&bar);
 	nvh_fact_int("intx_events_disabled", seen[0]);
 	nvh_step(true, "INTx raised, masked and unmasked");
 }
@@ -192,21 +167,21 @@ static void refuse_msi(void)
 {
 	const uint32_t index = VFIO_PCI_MSI_IRQ_INDEX;
 	struct vfio_irq_info info = {.argsz = sizeof(info), .index = index};
-	struct vfio_irq_set small = {.argsz = sizeof(small), .flags = EVENTFD, .index = index, .count = 1};
+	struct vfio_irq_set small = {.argsz = sizeof(small), .flags = IRQ_EVENTFD, .index = index, .count = 1};
 
 	if (ioctl(vfio.device, VFIO_DEVICE_GET_IRQ_INFO, &info))
 		nvh_bail("VFIO_DEVICE_GET_IRQ_INFO: %s", nvh_errname(errno));
 	nvh_fact_int("msi_vectors", info.count);
 	nvh_fact_bool("msi_by_eventfd", info.flags & VFIO_IRQ_INFO_EVENTFD);
-	nvh_fact_errno("start_beyond", set_irqs(EVENTFD, index, 1, 1, first));
-	nvh_fact_errno("count_beyond", set_irqs(EVENTFD, index, 0, 2, first));
-	nvh_fact_errno("count_wraps", set_irqs(EVENTFD, index, 2, UINT32_MAX - 1, first));
-	nvh_fact_errno("no_such_index", set_irqs(EVENTFD, VFIO_PCI_NUM_IRQS, 0, 1, first));
-	nvh_fact_errno("two_kinds_of_data", set_irqs(EVENTFD | NONE, index, 0, 1, first));
-	nvh_fact_errno("unknown_flag", set_irqs(EVENTFD | 1 << 10, index, 0, 1, first));
+	nvh_fact_errno("start_beyond", set_irqs(IRQ_EVENTFD, index, 1, 1, first));
+	nvh_fact_errno("count_beyond", set_irqs(IRQ_EVENTFD, index, 0, 2, first));
+	nvh_fact_errno("count_wraps", set_irqs(IRQ_EVENTFD, index, 2, UINT32_MAX - 1, first));
+	nvh_fact_errno("no_such_index", set_irqs(IRQ_EVENTFD, VFIO_PCI_NUM_IRQS, 0, 1, first));
+	nvh_fact_errno("two_kinds_of_data", set_irqs(IRQ_EVENTFD | IRQ_NONE, index, 0, 1, first));
+	nvh_fact_errno("unknown_flag", set_irqs(IRQ_EVENTFD | 1 << 10, index, 0, 1, first));
 	nvh_fact_errno("data_missing", ioctl(vfio.device, VFIO_DEVICE_SET_IRQS, &small) < 0 ? errno : 0);
-	nvh_fact_errno("no_eventfd", set_irqs(EVENTFD, index, 0, 1, vfio.device));
-	nvh_fact_errno("trigger_unset", set_irqs(NONE, index, 0, 1, 0));
+	nvh_fact_errno("no_eventfd", set_irqs(IRQ_EVENTFD, index, 0, 1, vfio.device));
+	nvh_fact_errno("trigger_unset", set_irqs(IRQ_NONE, index, 0, 1, 0));
 }
 
 /* An edge: each that is raised comes, to the eventfd that was set last. */
@@ -216,50 +191,42 @@ static void use_msi(void)
 	long long seen[7];
 
 	refuse_msi();
-	nvh_fact_errno("msi", set_irqs(EVENTFD, index, 0, 1, first));
-	nvh_fact_errno("intx_beside_msi", set_irqs(EVENTFD, VFIO_PCI_INTX_IRQ_INDEX, 0, 1, second));
+	nvh_fact_errno("msi", set_irqs(IRQ_EVENTFD, index, 0, 1, first));
+	nvh_fact_errno("intx_beside_msi", set_irqs(IRQ_EVENTFD, VFIO_PCI_INTX_IRQ_INDEX, 0, 1, second));
 	/* To disable all of an index is asked for with no vector from the first on. */
-	nvh_fact_errno("none_from_beyond", set_irqs(NONE, index, 1, 0, 0));
-	raise_interrupt();
-	seen[0] = events(first, true);
-	acknowledge();
-	raise_interrupt();
-	seen[1] = events(first, true);
-	acknowledge();
-	use(set_irqs(NONE, index, 0, 1, 0), "trigger");
-	seen[2] = events(first, true);
-	use(set_irqs(BOOL, index, 0, 1, 0), "trigger nothing");
-	seen[3] = events(first, false);
-	use(set_irqs(BOOL, index, 0, 1, 1), "trigger by BOOL");
-	seen[4] = events(first, true);
-	use(set_irqs(EVENTFD, index, 0, 1, second), "another eventfd");
-	raise_interrupt();
-	seen[5] = events(second, true);
-	seen[6] = events(first, false);
-	acknowledge();
+	nvh_fact_errno("none_from_beyond", set_irqs(IRQ_NONE, index, 1, 0, 0));
+	irq_raise(&bar);
+	seen[0] = irq_events(first, true);
+	irq_acknowledge(&bar);
+	irq_raise(&bar);
+	seen[1] = irq_events(first, true);
+	irq_acknowledge(&bar);
+	use(set_irqs(IRQ_NONE, index, 0, 1, 0), "trigger");
+	seen[2] = irq_events(first, true);
+	use(set_irqs(IRQ_BOOL, index, 0, 1, 0), "trigger nothing");
+	seen[3] = irq_events(first, false);
+	use(set_irqs(IRQ_BOOL, index, 0, 1, 1), "trigger by BOOL");
+	seen[4] = irq_events(first, true);
+	use(set_irqs(IRQ_EVENTFD, index, 0, 1, second), "another eventfd");
+	irq_raise(&bar);
+	seen[5] = irq_events(second, true);
+	seen[6] = irq_events(first, false);
+	irq_acknowledge(&bar);
 	nvh_fact_ints("msi_events", seen, 7);
-	use(set_irqs(NONE, index, 0, 0, 0), "no MSI");
-	nvh_fact_errno("trigger_disabled", set_irqs(NONE, index, 0, 1, 0));
+	use(set_irqs(IRQ_NONE, index, 0, 0, 0), "no MSI");
+	nvh_fact_errno("trigger_disabled", set_irqs(IRQ_NONE, index, 0, 1, 0));
 	nvh_step(true, "MSI raised, triggered and set anew");
 }
 
 int main(int argc, char **argv)
 {
-	int err;
-
 	nvh_options(argc, argv, "Read and write a device's registers, and take its interrupts.", options);
 	nvh_begin("vfio_device");
 	vfio_open(&vfio, device, VFIO_BACKEND_TYPE1V2);
 	vfio_command(&vfio, VFIO_MEMORY | VFIO_MASTER);
-	err = vfio_bar_map(&vfio, 0, PROT_READ | PROT_WRITE, &bar);
-	if (err)
-		nvh_bail("mmap of BAR0: %s", nvh_errname(err));
-	if ((get(REG_ID) & 0xffff) != 0x00ed)
-		nvh_bail("the device is no edu: it identifies itself as 0x%08x", get(REG_ID));
-	first = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	second = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (first < 0 || second < 0)
-		nvh_bail("eventfd: %s", nvh_errname(errno));
+	irq_bar_map(&vfio, &bar);
+	first = irq_eventfd();
+	second = irq_eventfd();
 	read_and_write();
 	use_msi();
 	use_intx();
