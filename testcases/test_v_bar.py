@@ -57,8 +57,13 @@ def test_v14_bar_goes_away(guest: Guest, case: Case, touch: str, order: str) -> 
 
 
 def test_v22_registers_and_interrupts(guest: Guest, case: Case) -> None:
-    """Registers by read() and write() end where the BAR does; interrupts arrive by eventfd."""
-    seen = observe(guest, case, "vfio_device")
-    expect_all(case, seen, "registers", "msi", "intx")
-    seen = observe(guest, case, "vfio_close")
-    expect_all(case, seen, "close", "group", "unbind")
+    """Registers by read() and write() end where the BAR does; interrupts arrive by eventfd.
+
+    Whoever closes the device leaves it to the next as it was found, interrupts and all; an unbind
+    of its driver asks for it and waits.
+    """
+    with case.gathered():
+        seen = observe(guest, case, "vfio_device")
+        expect_all(case, seen, "registers", "msi", "intx")
+        seen = observe(guest, case, "vfio_close")
+        expect_all(case, seen, "group", "close", "unbind")
