@@ -83,10 +83,13 @@ def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) 
     """A sync writes back what was stored since the last one: all of it, and nothing else."""
     small = ("--small",) if size == "4K" else ()
     with huge_mount(guest, case, fs) as mount:
-        facts = guest.workload("writeback", "--file", f"{mount.path}/a", *small).facts
+        options = ("--file", f"{mount.path}/a", "--device", mount.namespace.device, *small)
+        facts = guest.workload("writeback", *options).facts
     case.prove("the file is DAX", facts["dax"])
     if "trace_missing" in facts:
         case.skip(f"no tracepoints: {facts['trace_missing']}", enable="set CONFIG_FTRACE=y")
+    huge = facts["huge"]
+    case.prove(f"pages of {size} were mapped", (huge > 0) == (size == "2M"), seen=huge)
     case.prove("MAP_SYNC had its block made durable", facts["sync_faults"] > 0)
     stored = {
         "stored": (3, 4, 700),
@@ -95,8 +98,12 @@ def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) 
         "elsewhere": (700,),
         "read": (),
         "read_before": (5,),
+        "direct_read": (5,),
+        "part": (20,),
+        "part_again": (20,),
         "range": (8,),
         "rest": (800,),
+        "protected": (10,),
         "unmapped": (9,),
         "map_sync": (6,),
     }
@@ -111,6 +118,10 @@ def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) 
             if flushed >= 0:
                 whole = 4096 * sum(count for _, count in right)
                 case.expect(f"{what}: bytes flushed", flushed, right=whole)
+        case.expect("store_to_read_only", facts["store_to_read_only"])
+        if facts["zeroed_flushed"] >= 0:
+            case.fact("bytes flushed of what was zeroed", facts["zeroed_flushed"])
+            case.expect("zeroed_flushed", facts["zeroed_flushed"] >= 200)
 
 
 @every_fs

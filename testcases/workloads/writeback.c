@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,12 @@
 #define SIZE (2 * HUGE_PAGE)
 #define LISTED 32
 
+/* The pages that are mapped once more, within what may be one entry. */
+#define PART_AT 16
+#define PART 16
+
+#define ZEROED 200 /* bytes */
+
 static int fd;
 
 static void store(char *view, size_t page)
@@ -27,7 +34,8 @@ static void store(char *view, size_t page)
 
 /*
  * What write() brings is dirty in no entry that a sync would write back: it goes past the caches on its
- * way, or is flushed at once.  Fact uncached: how many bytes; -1 where that is not told.
+ * way, or is flushed at once.  Fact uncached: how many bytes; -1 where that is not told.  Nor are the zeros
+ * dirty that a part of a page is given, which are stored: fact zeroed_flushed.
  */
 static void report_write(void)
 {
@@ -41,8 +49,13 @@ static void report_write(void)
 	past = trace_uncached();
 	flushed = trace_flushed();
 	nvh_fact_int("uncached", past < 0 || flushed < 0 ? -1 : past + flushed);
-	trace_clear();
 	nvh_step(true, "written");
+	trace_clear();
+	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 900 * 4096L + 100, ZEROED))
+		nvh_bail("punch: %s", nvh_errname(errno));
+	nvh_fact_int("zeroed_flushed", trace_flushed());
+	trace_clear();
+	nvh_step(true, "zeroed a part of a page");
 }
 
 /* Facts WHAT (pages and how many, by turns) and WHAT_flushed (bytes, -1 where they are not told). */
@@ -58,6 +71,48 @@ static void report(const char *what, int err)
 	nvh_fact_int(key, trace_flushed());
 	trace_clear();
 	nvh_step(true, "%s", what);
+}
+
+/*
+ * A device's transfer into a page that is mapped and clean: no sync knows of what it leaves there unless the
+ * page was taken for it as one that is stored to.
+ */
+static void report_direct_read(const char *device, char *page)
+{
+	int from = open(device, O_RDONLY | O_DIRECT | O_CLOEXEC);
+
+	if (from < 0 || pread(from, page, 4096, 0) != 4096)
+		nvh_bail("%s cannot be read: %s", device, nvh_errname(errno));
+	close(from);
+	report("direct_read", fsync(fd));
+}
+
+/* A mapping of a few pages in the middle of an entry: it, too, is no longer writable after a sync. */
+static void report_part(size_t skew)
+{
+	char *part = memory_map_aligned(fd, PART * 4096, PART_AT * 4096, PROT_READ | PROT_WRITE, MAP_SHARED,
+					skew);
+
+	store(part, 4);
+	report("part", fsync(fd));
+	store(part, 4);
+	report("part_again", fsync(fd));
+	munmap(part, PART * 4096);
+}
+
+/* Clean pages that may not be stored to and then may again: the store has to be noticed. */
+static void report_protect(char *view)
+{
+	struct memory_fault fault;
+
+	if (mprotect(view, SIZE, PROT_READ))
+		nvh_bail("mprotect: %s", nvh_errname(errno));
+	fault = memory_access(view + 10 * 4096, true);
+	nvh_fact_str("store_to_read_only", fault.signum == SIGSEGV ? "SIGSEGV" : fault.signum ? "SIGBUS" : "OK");
+	if (mprotect(view, SIZE, PROT_READ | PROT_WRITE))
+		nvh_bail("mprotect: %s", nvh_errname(errno));
+	store(view, 10);
+	report("protected", fsync(fd));
 }
 
 /*
@@ -83,10 +138,11 @@ static void report_map_sync(const char *path, size_t skew)
 
 int main(int argc, char **argv)
 {
-	const char *path = NULL;
+	const char *path = NULL, *device = NULL;
 	bool small = false;
 	const struct nvh_option options[] = {
 		{"file", &path, NULL, "the file to make"},
+		{"device", &device, NULL, "a block device to read from, past the page cache"},
 		{"small", NULL, &small, "map so that no entry can be huge"},
 		{NULL, NULL, NULL, NULL},
 	};
@@ -126,14 +182,19 @@ int main(int argc, char **argv)
 	if (madvise(view, SIZE, MADV_DONTNEED))
 		nvh_bail("madvise: %s", nvh_errname(errno));
 	memory_touch(view, SIZE, false);
+	nvh_fact_int("huge", (long long)trace_count("dax_pmd_fault_done", " NOPAGE"));
 	report("read", fsync(fd));
 	store(view, 5);
 	report("read_before", fsync(fd));
+	if (device)
+		report_direct_read(device, view + 5 * 4096);
+	report_part(skew);
 	/* A range: the rest stays dirty until its turn. */
 	store(view, 8);
 	store(view, 800);
 	report("range", msync(view + 8 * 4096, 4096, MS_SYNC));
 	report("rest", fsync(fd));
+	report_protect(view);
 	/* Unmapped before it is synced. */
 	store(other, 9);
 	munmap(other, SIZE);
