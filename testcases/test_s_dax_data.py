@@ -89,7 +89,7 @@ def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) 
     if "trace_missing" in facts:
         case.skip(f"no tracepoints: {facts['trace_missing']}", enable="set CONFIG_FTRACE=y")
     huge = facts["huge"]
-    case.prove(f"pages of {size} were mapped", (huge > 0) == (size == "2M"), seen=huge)
+    case.prove(f"what was read is mapped by {size}", (huge > 0) == (size == "2M"), seen=huge)
     case.prove("MAP_SYNC had its block made durable", facts["sync_faults"] > 0)
     stored = {
         "stored": (3, 4, 700),

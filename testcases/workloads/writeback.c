@@ -34,8 +34,8 @@ static void store(char *view, size_t page)
 
 /*
  * What write() brings is dirty in no entry that a sync would write back: it goes past the caches on its
- * way, or is flushed at once.  Fact uncached: how many bytes; -1 where that is not told.  Nor are the zeros
- * dirty that a part of a page is given, which are stored: fact zeroed_flushed.
+ * way, or is flushed at once.  Fact uncached: how many bytes; -1 where that is not told.  Nor are the
+ * zeros dirty that a part of a page is given, which are stored: fact zeroed_flushed.
  */
 static void report_write(void)
 {
@@ -74,8 +74,8 @@ static void report(const char *what, int err)
 }
 
 /*
- * A device's transfer into a page that is mapped and clean: no sync knows of what it leaves there unless the
- * page was taken for it as one that is stored to.
+ * A device's transfer into a page that is mapped and clean: no sync knows of what it leaves there
+ * unless the page was taken for it as one that is stored to.
  */
 static void report_direct_read(const char *device, char *page)
 {
@@ -90,8 +90,8 @@ static void report_direct_read(const char *device, char *page)
 /* A mapping of a few pages in the middle of an entry: it, too, is no longer writable after a sync. */
 static void report_part(size_t skew)
 {
-	char *part = memory_map_aligned(fd, PART * 4096, PART_AT * 4096, PROT_READ | PROT_WRITE, MAP_SHARED,
-					skew);
+	char *part = memory_map_aligned(fd, PART * 4096, PART_AT * 4096, PROT_READ | PROT_WRITE,
+					MAP_SHARED, skew);
 
 	store(part, 4);
 	report("part", fsync(fd));
@@ -108,7 +108,8 @@ static void report_protect(char *view)
 	if (mprotect(view, SIZE, PROT_READ))
 		nvh_bail("mprotect: %s", nvh_errname(errno));
 	fault = memory_access(view + 10 * 4096, true);
-	nvh_fact_str("store_to_read_only", fault.signum == SIGSEGV ? "SIGSEGV" : fault.signum ? "SIGBUS" : "OK");
+	nvh_fact_str("store_to_read_only",
+		     fault.signum == SIGSEGV ? "SIGSEGV" : fault.signum ? "SIGBUS" : "OK");
 	if (mprotect(view, SIZE, PROT_READ | PROT_WRITE))
 		nvh_bail("mprotect: %s", nvh_errname(errno));
 	store(view, 10);
@@ -182,9 +183,9 @@ int main(int argc, char **argv)
 	if (madvise(view, SIZE, MADV_DONTNEED))
 		nvh_bail("madvise: %s", nvh_errname(errno));
 	memory_touch(view, SIZE, false);
-	nvh_fact_int("huge", (long long)trace_count("dax_pmd_fault_done", " NOPAGE"));
 	report("read", fsync(fd));
 	store(view, 5);
+	nvh_fact_int("huge", (long long)trace_count("dax_pmd_fault_done", " NOPAGE"));
 	report("read_before", fsync(fd));
 	if (device)
 		report_direct_read(device, view + 5 * 4096);
