@@ -34,6 +34,9 @@ def test_p1_anonymous_memory(guest: Guest, case: Case) -> None:
     pins.expect_all_or_nothing("anonymous", "--source", "anon-private")
     pins.expect_all_or_nothing("shared", "--source", "anon", "--touch", "half")
     pins.expect_all_or_nothing("memfd", "--source", "memfd", "--end")
+    # With no refusal before it: that goes the slow way, which marks the process by itself.
+    shared = ("--source", "anon-private", "--size", "256K", "--fork-after")
+    pins.expect_taken("before a fork", *shared, charged="pinned_kib_forked")
     # Some bytes of a first page and of a last one: a page more than the bytes would fill.
     options = ("--source", "memfd", "--inside", "2040", "--size", "2097151")
     pins.expect_limited(*options, "--partly")

@@ -1,11 +1,12 @@
 /*
- * Buffers of io_uring that are more than registered and let go of: replaced by others (--case update),
- * shared by two rings (clone), or of parts of large folios side by side (pieces).  Who has the pages is told by
- * their reference counts.
+ * Buffers of io_uring that are more than registered and let go of: replaced by others, idle and in use
+ * (--case update), shared by two rings (clone), or of parts of large folios side by side (pieces).  Who
+ * has the pages is told by their reference counts.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -83,7 +84,7 @@ static int held(const struct area *area)
 }
 
 /* "pinned", "free", or how many of the pages that are watched are pinned.  The kernel may take a while to let go. */
-static void fact_held(const char *key, const struct area *area, bool expected)
+static int fact_held(const char *key, const struct area *area, bool expected)
 {
 	double begin = nvh_now();
 	char text[32];
@@ -94,6 +95,7 @@ static void fact_held(const char *key, const struct area *area, bool expected)
 	snprintf(text, sizeof(text), "%d of %d", count, PROBES);
 	nvh_fact_str(key, count == 0 ? "free" : count == PROBES ? "pinned" : text);
 	nvh_step(true, "%s: %s", key, text);
+	return count;
 }
 
 static void fact_errno(const char *key, int err)
@@ -200,6 +202,39 @@ static void try_update(void)
 	fact_errno("unregister", uring_forget(&ring));
 	fact_held("unregistered", &first, false);
 	uring_close(&ring);
+}
+
+/* A buffer is replaced that a request is still to fill: it stays until that is done. */
+static void try_pending(void)
+{
+	struct area first = make_area(1), second = make_area(2);
+	size_t page = memory_page(), at = page + 1000; /* no page's begin or end */
+	char *bytes = malloc(page);
+	struct uring ring;
+	int ends[2];
+	bool same;
+
+	if (!bytes || pipe2(ends, O_CLOEXEC) < 0)
+		nvh_bail("pipe: %s", nvh_errname(errno));
+	memory_fill(bytes, page, 3);
+	make_ring(&ring);
+	fact_errno("pending_register", uring_set(&ring, first.addr, first.size));
+	fact_errno("pending_submit", uring_submit(&ring, first.addr + at, page, ends[0], 0, true));
+	fact_errno("pending_update", update(&ring, 0, 1, &second));
+	/* What was given away is not written to. */
+	if (fact_held("pending_replaced", &first, true) == PROBES) {
+		if (write(ends[1], bytes, page) != (ssize_t)page)
+			nvh_bail("write to a pipe: %s", nvh_errname(errno));
+		fact_errno("pending_read", uring_wait(&ring, page));
+		same = memcmp(first.addr + at, bytes, page) == 0;
+		nvh_fact_str("pending_data", same ? "equal" : "differs");
+		fact_held("pending_done", &first, false);
+		uring_forget(&ring);
+	}
+	uring_close(&ring);
+	close(ends[0]);
+	close(ends[1]);
+	free(bytes);
 }
 
 static void try_clone(void)
@@ -311,12 +346,14 @@ int main(int argc, char **argv)
 	uring_close(&ring);
 	if (!refcount_open())
 		return nvh_end();
-	if (which == CASE_UPDATE)
+	if (which == CASE_UPDATE) {
 		try_update();
-	else if (which == CASE_CLONE)
+		try_pending();
+	} else if (which == CASE_CLONE) {
 		try_clone();
-	else
+	} else {
 		try_pieces();
+	}
 	nvh_fact_int("pinned_after_kib", memory_status("VmPin"));
 	return nvh_end();
 }

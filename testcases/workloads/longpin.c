@@ -27,6 +27,7 @@
 
 #define SEED_FILE 1
 #define SEED_COPY 2
+#define SEED_FORKED 4 /* transfers.c has the one between */
 
 enum { TOUCH_NONE, TOUCH_READ, TOUCH_WRITE, TOUCH_HALF };
 
@@ -53,6 +54,7 @@ static const char *touch_text = "write";
 static bool beyond_test;
 static bool partly_test;
 static bool fork_test;
+static bool fork_after_test;
 static bool end_test;
 static bool repeat;
 static bool truncate_test;
@@ -69,6 +71,7 @@ static const struct nvh_option options[] = {
 	{"access", &access_text, NULL, "what the pinner is to do with the memory: r, rw (default rw)"},
 	{"touch", &touch_text, NULL, "before pinning: none, read, write, half of what was written (default write)"},
 	{"fork", NULL, &fork_test, "before pinning, have a child that shares the memory; write to it when pinned"},
+	{"fork-after", NULL, &fork_after_test, "when pinned, fork a child, then write to the memory"},
 	{"beyond", NULL, &beyond_test, "first have a page pinned with it that is not mapped"},
 	{"memlock", &memlock_text, NULL, "RLIMIT_MEMLOCK in bytes, and no CAP_IPC_LOCK: pin more, then again"},
 	{"partly", NULL, &partly_test, "with --memlock: first as much of which all but a page is not mapped"},
@@ -85,6 +88,7 @@ static size_t length;
 static struct probe probe;
 static struct probe file_probe;
 static long pinned_before; /* KiB */
+static pid_t child;
 
 static const struct pinner *find_pinner(void)
 {
@@ -279,11 +283,9 @@ static void report_movable(const char *key)
 }
 
 /* A child that does nothing: what was private memory of one process is copy-on-write now. */
-static pid_t fork_idle(void)
+static void fork_idle(void)
 {
-	struct page_refs seen;
-	pid_t child = fork();
-
+	child = fork();
 	if (child < 0)
 		nvh_bail("fork: %s", nvh_errname(errno));
 	if (child == 0) {
@@ -292,10 +294,16 @@ static pid_t fork_idle(void)
 		for (;;)
 			pause();
 	}
+}
+
+static void fork_sharing(void)
+{
+	struct page_refs seen;
+
+	fork_idle();
 	probe_fact(&probe, "refs_shared");
 	if (refcount_look(probe.pfn[1], &seen)) /* the first page would be a head */
 		nvh_fact_bool("large_folio", seen.compound);
-	return child;
 }
 
 static void let_go(const struct pinner *pinner)
@@ -338,6 +346,10 @@ static void while_pinned(const struct pinner *pinner, bool write, bool touched, 
 	nvh_fact_int("pinned_kib", memory_status("VmPin"));
 	probe_fact(&probe, "refs_pinned");
 	report_movable("movable_pinned");
+	if (fork_after_test) {
+		fork_idle();
+		memory_fill(start, length, SEED_FORKED);
+	}
 	if (pinner->transfer && pinned) { /* else what it transfers may be anybody's */
 		/* where one page is everywhere, it cannot hold all that is read */
 		transfers_check(pinner, start, length, write && !repeat);
@@ -390,7 +402,6 @@ static void try_to_pin(const struct pinner *pinner, bool write, int how)
 int main(int argc, char **argv)
 {
 	const char *failed = NULL;
-	pid_t child = 0;
 	int err;
 
 	nvh_options(argc, argv, "Have memory pinned for long by a part of the kernel other than VFIO.", options);
@@ -417,6 +428,10 @@ int main(int argc, char **argv)
 		nvh_usage("--end: %s has nothing to close", pinner->name);
 	if (fork_test && (source.kind != SOURCE_ANON || !source.private || !pinner->unpin || touched != TOUCH_WRITE))
 		nvh_usage("--fork needs --source anon-private, --touch write and a pin that lasts");
+	if (fork_after_test && (source.kind != SOURCE_ANON || !source.private || fork_test))
+		nvh_usage("--fork-after needs --source anon-private, and no --fork");
+	if (fork_after_test && !pinner->transfer)
+		nvh_usage("--fork-after: %s copies nothing", pinner->name);
 	if (touched == TOUCH_HALF && (source.private || (source.kind != SOURCE_ANON && source.kind != SOURCE_MEMFD)))
 		nvh_usage("--touch half needs a --source anon or memfd");
 	if (!write && !pinner->reads)
@@ -467,7 +482,7 @@ int main(int argc, char **argv)
 	if (partly_test)
 		refusals_partly(pinner, length);
 	if (fork_test)
-		child = fork_idle();
+		fork_sharing();
 	try_to_pin(pinner, write, touched);
 	if (child && kill(child, SIGKILL) == 0)
 		waitpid(child, NULL, 0);

@@ -54,10 +54,9 @@ static void set_index(char *at, uint32_t index)
 }
 
 /* One request at a time, in a ring of one entry: its index is always 0. */
-int uring_transfer(struct uring *ring, void *addr, size_t size, int fd, off_t at, bool read)
+int uring_submit(struct uring *ring, void *addr, size_t size, int fd, off_t at, bool read)
 {
 	const struct io_uring_params *params = &ring->params;
-	const struct io_uring_cqe *answer;
 
 	if (!ring->queue) {
 		ring->queue = map_ring(ring, queue_size(ring), IORING_OFF_SQ_RING);
@@ -70,15 +69,30 @@ int uring_transfer(struct uring *ring, void *addr, size_t size, int fd, off_t at
 		.buf_index = ring->slot,
 	};
 	*(uint32_t *)(void *)(ring->queue + params->sq_off.array) = 0;
+	set_index(ring->queue + params->sq_off.tail, ++ring->requests);
+	return syscall(SYS_io_uring_enter, ring->fd, 1, 0, 0, NULL, 0) < 0 ? errno : 0;
+}
+
+int uring_wait(struct uring *ring, size_t size)
+{
+	const struct io_uring_params *params = &ring->params;
+	const struct io_uring_cqe *answer;
+
 	answer = (const struct io_uring_cqe *)(void *)(ring->done + params->cq_off.cqes) +
-		 ring->requests++ % params->cq_entries;
-	set_index(ring->queue + params->sq_off.tail, ring->requests);
-	if (syscall(SYS_io_uring_enter, ring->fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+		 (ring->requests - 1) % params->cq_entries;
+	if (syscall(SYS_io_uring_enter, ring->fd, 0, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
 		return errno;
 	set_index(ring->done + params->cq_off.head, ring->requests);
 	if (answer->res < 0)
 		return -answer->res;
 	return (size_t)answer->res == size ? 0 : EIO;
+}
+
+int uring_transfer(struct uring *ring, void *addr, size_t size, int fd, off_t at, bool read)
+{
+	int err = uring_submit(ring, addr, size, fd, at, read);
+
+	return err ? err : uring_wait(ring, size);
 }
 
 int uring_close(struct uring *ring)

@@ -32,6 +32,9 @@ int uring_forget(const struct uring *ring);                       /* IORING_UNRE
  * there; EIO when it is done by half.
  */
 int uring_transfer(struct uring *ring, void *addr, size_t size, int fd, off_t at, bool read);
+/* Its two halves: what is asked for may be waited for later, before anything else is. */
+int uring_submit(struct uring *ring, void *addr, size_t size, int fd, off_t at, bool read);
+int uring_wait(struct uring *ring, size_t size);
 /* Closes the ring with all that holds it; the kernel gives back what it pins a little later. */
 int uring_close(struct uring *ring);
 
