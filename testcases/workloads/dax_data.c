@@ -17,73 +17,10 @@
 
 #include "ballast.h"
 #include "check.h"
+#include "dax_file.h"
+#include "dax_pipes.h"
 #include "memory.h"
 #include "nvh.h"
-
-#define HUGE_PAGE (2UL << 20)
-#define SIZE (2 * HUGE_PAGE) /* of each file; what matters lies around the border in its middle */
-
-enum { SEED_OLD = 21, SEED_NEW, SEED_OTHER };
-
-static const char *directory;
-static bool small; /* mappings lie one page off, so that none can be huge */
-static char *data; /* SIZE bytes of SEED_OLD */
-
-static int file_open(const char *name, int flags)
-{
-	char path[4096];
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/%s", directory, name);
-	fd = open(path, O_RDWR | O_CLOEXEC | flags, 0600);
-	if (fd < 0)
-		nvh_bail("%s: %s", path, nvh_errname(errno));
-	return fd;
-}
-
-/* A mapping of the whole file whose addresses are aligned as its offsets are, or one page off. */
-static char *map_as(int fd, int prot, int flags, bool off_by_a_page)
-{
-	return memory_map_aligned(fd, SIZE, 0, prot, flags, off_by_a_page ? memory_page() : 0);
-}
-
-static char *map(int fd, int prot, int flags)
-{
-	return map_as(fd, prot, flags, small);
-}
-
-/* A file of SIZE bytes: nothing but a hole, allocated and unwritten, or the pattern SEED_OLD. */
-enum start { HOLE, UNWRITTEN, WRITTEN };
-
-static int file_make(const char *name, int start)
-{
-	int fd = file_open(name, O_CREAT | O_TRUNC);
-
-	must(ftruncate(fd, SIZE) == 0, "ftruncate");
-	if (start != HOLE)
-		must(fallocate(fd, 0, 0, SIZE) == 0, "fallocate");
-	if (start == WRITTEN) {
-		must(pwrite(fd, data, SIZE, 0) == (ssize_t)SIZE, "pwrite");
-		must(fsync(fd) == 0, "fsync");
-	}
-	return fd;
-}
-
-/* What [from, to) must hold: a pattern by the file's offsets, or zeros (seed 0). */
-static void look(const char *who, const char *bytes, size_t from, size_t to, uint64_t seed)
-{
-	if (from >= to)
-		return;
-	if (!seed && !memory_is_zero(bytes + from, to - from))
-		check_differs("%s: not all zero in 0x%zx-0x%zx", who, from, to);
-	if (seed && memory_check_at(bytes + from, to - from, seed, from) != to - from)
-		check_differs("%s: differs at 0x%zx", who,
-			      from + memory_check_at(bytes + from, to - from, seed, from));
-}
-
-/* The pages around the middle are looked at; a whole file each time would take TCG too long. */
-#define FROM (HUGE_PAGE - 8 * 4096UL)
-#define TO (HUGE_PAGE + 8 * 4096UL)
 
 /* As look() for the window [FROM, TO): seed in [at, end), rest elsewhere. */
 static void look_window(const char *who, const char *bytes, size_t at, size_t end, uint64_t seed, uint64_t rest)
@@ -112,9 +49,6 @@ static void write_at(int fd, size_t at, size_t end, uint64_t seed)
 	must(pwrite(fd, bytes, end - at, (off_t)at) == (ssize_t)(end - at), "pwrite");
 	free(bytes);
 }
-
-/* The page in which things happen: not the first of its 2 MiB. */
-#define AT (HUGE_PAGE + 3 * 4096UL)
 
 /* A page that two mappings have read as a hole is allocated by a store through one of them. */
 static void store_in(const char *name, int start)
@@ -199,8 +133,8 @@ static void store_after_read(const char *name, int start)
 static void huge_and_small(const char *name, int start)
 {
 	int fd = file_make(name, start);
-	char *huge = map_as(fd, PROT_READ | PROT_WRITE, MAP_SHARED, small);
-	char *page = map_as(fd, PROT_READ | PROT_WRITE, MAP_SHARED, !small);
+	char *huge = map_as(fd, PROT_READ | PROT_WRITE, MAP_SHARED, dax_small);
+	char *page = map_as(fd, PROT_READ | PROT_WRITE, MAP_SHARED, !dax_small);
 
 	memory_fill_at(huge + AT, 4096, SEED_NEW, AT);
 	look_window("the other size", page, AT, AT + 4096, SEED_NEW, SEED_OLD);
@@ -278,8 +212,8 @@ static void beyond_the_end(const char *name, int start)
 	close(fd);
 }
 
-/* A hole is punched into mapped pages; it begins and ends within pages. */
-static void punched(const char *name, int start)
+/* Mapped pages become zeros by fallocate() of that mode, which begins and ends within pages. */
+static void zeroed_by(const char *name, int start, int mode)
 {
 	int fd = file_make(name, start);
 	char *one = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), *two = map(fd, PROT_READ, MAP_SHARED);
@@ -289,16 +223,27 @@ static void punched(const char *name, int start)
 	memory_fill_at(own + TO, 4096, SEED_NEW, TO);
 	memory_touch(one, SIZE, true);
 	memory_touch(two, SIZE, false);
-	must(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(end - at)) == 0, "punch");
+	mode |= FALLOC_FL_KEEP_SIZE;
+	must(fallocate(fd, mode, (off_t)at, (off_t)(end - at)) == 0, "fallocate");
 	look_window("mapping", one, at, end, 0, SEED_OLD);
 	look_window("another mapping", two, at, end, 0, SEED_OLD);
 	read_window(fd, at, end, 0, SEED_OLD);
 	/* The pages in between may have been given away: what is stored now is new. */
 	memory_fill_at(one + HUGE_PAGE, 4096, SEED_NEW, HUGE_PAGE);
 	look("another mapping", two, HUGE_PAGE, HUGE_PAGE + 4096, SEED_NEW);
-	look("the punched page before", two, HUGE_PAGE - 4096, HUGE_PAGE, 0);
+	look("the zeroed page before", two, HUGE_PAGE - 4096, HUGE_PAGE, 0);
 	look("a private copy elsewhere", own, TO, TO + 4096, SEED_NEW);
 	close(fd);
+}
+
+static void punched(const char *name, int start)
+{
+	zeroed_by(name, start, FALLOC_FL_PUNCH_HOLE);
+}
+
+static void zeroed(const char *name, int start)
+{
+	zeroed_by(name, start, FALLOC_FL_ZERO_RANGE);
 }
 
 /* Old contents of the device's blocks never come to light. */
@@ -414,23 +359,44 @@ static void mapping_changed(const char *name, int start)
 	close(fd);
 }
 
+/* Maps a part of a file as its 2 MiB would lie, or one page off; nothing around it may be touched. */
+static char *map_window(int fd, size_t from, size_t size, bool off_by_a_page)
+{
+	const int prot = PROT_READ | PROT_WRITE;
+	char *room, *view;
+
+	room = mmap(NULL, size + 2 * HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	must(room != MAP_FAILED, "mmap");
+	view = (char *)(((uintptr_t)room + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1)) + from % HUGE_PAGE;
+	view += off_by_a_page ? 4096 : 0;
+	must(mmap(view, size, prot, MAP_SHARED | MAP_FIXED, fd, (off_t)from) == view, "mmap");
+	return view;
+}
+
 /* A mapping that is smaller than its 2 MiB, at either end, shows what belongs there. */
 static void small_window(const char *name, int start)
 {
 	int fd = file_make(name, start);
-	char *whole = map(fd, PROT_READ, MAP_SHARED), *view;
 	size_t from = HUGE_PAGE + 4 * 4096, size = 32 * 4096;
+	uint64_t block, last;
+	char *whole = map(fd, PROT_READ, MAP_SHARED), *first;
+	char *view = map_window(fd, from, size, false);
 
-	view = mmap(NULL, size + 2 * HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	must(view != MAP_FAILED, "mmap");
-	view = (char *)(((uintptr_t)view + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1)) + 4 * 4096;
-	must(mmap(view, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)from) == view, "mmap");
 	memory_fill_at(view, size, SEED_NEW, from);
 	check_access("the page before", view - 8, false, SIGSEGV, SEGV_ACCERR);
 	check_access("the page behind", view + size, false, SIGSEGV, SEGV_ACCERR);
 	look("the whole mapping", whole, from, from + size, SEED_NEW);
 	look("before", whole, HUGE_PAGE, from, SEED_OLD);
 	look("behind", whole, from + size, from + 2 * size, SEED_OLD);
+	/* One that begins with 2 MiB of which nobody has touched anything, and ends too early. */
+	must(ballast_where(fd, 0, &block) && block % HUGE_PAGE == 0 &&
+	     ballast_where(fd, HUGE_PAGE / 4096 - 1, &last) && last == block + HUGE_PAGE - 4096,
+	     "2 MiB in one piece");
+	first = map_window(fd, 0, size, dax_small);
+	memory_fill_at(first, 4096, SEED_NEW, 0);
+	check_access("the page behind the first ones", first + size, false, SIGSEGV, SEGV_ACCERR);
+	look("the whole mapping", whole, 0, 4096, SEED_NEW);
+	look("the rest of it", whole, 4096, size, SEED_OLD);
 	close(fd);
 }
 
@@ -440,7 +406,7 @@ static void no_room(const char *name, int start)
 	int fd = file_make(name, start);
 	char *view = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED), path[4096];
 
-	snprintf(path, sizeof(path), "%s/../room", directory); /* where no hint rounds allocations up */
+	snprintf(path, sizeof(path), "%s/../room", dax_directory); /* where no hint rounds allocations up */
 	must(ballast_fill(path), "ballast");
 	check_access("store into a hole without room", view + AT, true, SIGBUS, BUS_ADRERR);
 	check_access("load of that hole", view + AT, false, 0, 0);
@@ -472,26 +438,29 @@ int main(int argc, char **argv)
 		{"private_over_a_hole", private_copy, HOLE},
 		{"beyond_the_end", beyond_the_end, WRITTEN},
 		{"punched", punched, WRITTEN},
+		{"zeroed", zeroed, WRITTEN},
 		{"nothing_stale", nothing_stale, WRITTEN},
 		{"short_copy", short_copy, WRITTEN},
 		{"ends_of_files", ends_of_files, WRITTEN},
 		{"mapping_changed", mapping_changed, WRITTEN},
 		{"small_window", small_window, WRITTEN},
 		{"no_room", no_room, HOLE},
+		{"sent", sent, WRITTEN},
+		{"spliced", spliced, WRITTEN},
+		{"vmspliced", vmspliced, WRITTEN},
 	};
 	const struct nvh_option options[] = {
-		{"directory", &directory, NULL, "where the files are made"},
-		{"small", NULL, &small, "map so that no entry can be huge"},
+		{"directory", &dax_directory, NULL, "where the files are made"},
+		{"small", NULL, &dax_small, "map so that no entry can be huge"},
 		{NULL, NULL, NULL, NULL},
 	};
 
 	nvh_options(argc, argv, "Change the files of a DAX file system in every way and look at them.", options);
-	if (!directory)
+	if (!dax_directory)
 		nvh_usage("--directory PATH is needed");
 	nvh_begin("dax_data");
 	nvh_fact_bool("dax", memory_is_dax(file_make("empty", HOLE)) == 1);
-	must((data = malloc(SIZE)) != NULL, "malloc");
-	memory_fill(data, SIZE, SEED_OLD);
+	file_prepare();
 	for (size_t i = 0; i < sizeof(checks) / sizeof(*checks); i++)
 		if (!check_run(checks[i].name, checks[i].run, checks[i].start, CHECK_SECONDS))
 			break;
