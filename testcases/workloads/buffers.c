@@ -208,7 +208,7 @@ static void try_update(void)
 static void try_pending(void)
 {
 	struct area first = make_area(1), second = make_area(2);
-	size_t page = memory_page(), at = page + 1000; /* no page's begin or end */
+	size_t page = memory_page(), at = 1000; /* of two pages a part */
 	char *bytes = malloc(page);
 	struct uring ring;
 	int ends[2];
