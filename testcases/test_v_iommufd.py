@@ -22,6 +22,7 @@ from testcases.vfio_steps import (
     expect_blocked,
     expect_pinned,
     expect_refused,
+    expect_write_only,
     free_huge_pages,
     huge_pages,
     observe,
@@ -328,6 +329,10 @@ def _expect_copies(case: Case, seen: dict[str, Any]) -> None:
         ("after", 0),
         ("elsewhere", 0),
         ("end", 0),
+        ("to_move", size),
+        ("moved", size // 2),
+        ("back", size),
+        ("last", 0),
     ):
         pinned = seen[f"pinned_{when}"] - seen["pinned_before"]
         case.expect(f"memory pinned, {when} (KiB)", pinned, right=right)
@@ -339,9 +344,14 @@ def _expect_copies(case: Case, seen: dict[str, Any]) -> None:
         # GUP_PIN_COUNTING_BIAS: what a small page's count grows by with each pin.
         more = [after - before for before, after in zip(seen["refs_before"], now, strict=True)]
         case.expect("pages pinned twice", max(more) >= 2 * 1024, right=False)
-    for when in ("after", "elsewhere", "end"):
+    for when in ("after", "elsewhere", "end", "last"):
         left = references_left(seen | {"source": "memfd", "refs_after": seen[f"refs_{when}"]})
         case.expect("references_left", left)
+    # Mapped where the device is: the first half, whose last page is the "middle" one of the whole.
+    for when, pages in (("to_move", [True] * 3), ("moved", [True, True, False])):
+        pairs = zip(seen["refs_before"], seen[f"refs_{when}"], strict=True)
+        pinned = [now - then >= 1024 for then, now in pairs]
+        case.expect(f"pages pinned, {when}", pinned, right=pages)
 
 
 @both
@@ -369,11 +379,15 @@ def test_v20_other_memory(guest: Guest, case: Case, mode: str) -> None:
 
 
 @both
-@pytest.mark.parametrize("how", ["read-only", "downgrade", "after-unmap"])
+@pytest.mark.parametrize("how", ["read-only", "write-only", "downgrade", "after-unmap"])
 def test_v20_blocked_access(guest: Guest, case: Case, mode: str, how: str) -> None:
     """What the mapping does not allow does not happen, and the IOMMU says so."""
     case.allow("^DMAR: DMA (Read|Write) fault")
-    expect_blocked(case, through(guest, case, mode, "--case", how, program="vfio_fault"))
+    seen = through(guest, case, mode, "--case", how, program="vfio_fault")
+    if how == "write-only":
+        expect_write_only(guest, case, seen)
+    else:
+        expect_blocked(case, seen)
 
 
 @both

@@ -14,6 +14,7 @@ from testcases.vfio_steps import (
     expect_all,
     expect_blocked,
     expect_refused,
+    expect_write_only,
     huge_pages,
     observe,
 )
@@ -91,17 +92,21 @@ def test_v17_memlock_devdax(guest: Guest, case: Case) -> None:
     ("how", "container"),
     [
         ("read-only", "type1v2"),
+        ("write-only", "type1v2"),
         ("downgrade", "type1v2"),
         ("after-unmap", "type1v2"),
         ("after-unmap", "type1"),
     ],
-    ids=["read-only", "downgrade", "after-unmap", "after-unmap-type1"],
+    ids=["read-only", "write-only", "downgrade", "after-unmap", "after-unmap-type1"],
 )
 def test_v18_blocked_access(guest: Guest, case: Case, how: str, container: str) -> None:
     """What the mapping does not allow does not happen, and the IOMMU says so."""
     case.allow("^DMAR: DMA (Read|Write) fault")
     seen = observe(guest, case, "vfio_fault", "--case", how, "--type", container)
-    expect_blocked(case, seen)
+    if how == "write-only":
+        expect_write_only(guest, case, seen)
+    else:
+        expect_blocked(case, seen)
 
 
 @pytest.mark.parametrize("iova", IN_ONE_PIECE, ids=IN_ONE_PIECE.get)

@@ -173,6 +173,17 @@ def disable_and_enable(guest: Guest, name: str) -> str:
     return "ended" if done.status == 0 else done.stderr.strip()
 
 
+def expect_write_only(guest: Guest, case: Case, seen: dict[str, Any]) -> None:
+    """Expect that a mapping for a device's writes alone takes them, and no read where it can."""
+    for what in ("map_write_only", "device_write", "unmap"):
+        case.expect(what, seen[what])
+    read = by_kernel(guest, case, "read_write_only")
+    if read != "either":
+        case.expect("read", seen["read"], right=read)
+        case.expect("fault", seen["read_fault"] != "none")
+        case.expect("fault address", seen["read_fault_address"], right=0x4000000)
+
+
 def expect_blocked(case: Case, seen: dict[str, Any], iova: int = 0x4000000) -> None:
     """Expect that vfio_fault's accesses did not arrive, and that the IOMMU told of them."""
     case.expect("memory", seen["memory"])

@@ -1,6 +1,6 @@
 /*
  * A mapping of iommufd copied to other IOVAs (V20): what it leads to, who keeps the pages pinned, what a
- * copy must not be, and an address space that is in use.
+ * copy must not be, an address space that is in use, and a device that is moved to another one.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -151,6 +151,37 @@ static void copy_elsewhere(void)
 	nvh_step(true, "copied to another address space");
 }
 
+/*
+ * The device goes to an address space where the first half is at another IOVA, and back, and is attached all
+ * the time: no page table needs what is mapped only where it is not.
+ */
+static void move_device(void)
+{
+	struct iommu_ioas_alloc alloc = {.size = sizeof(alloc)};
+	struct vfio other = vfio;
+
+	if (ioctl(vfio.container, IOMMU_IOAS_ALLOC, &alloc) < 0)
+		nvh_bail("IOMMU_IOAS_ALLOC: %s", nvh_errname(errno));
+	other.ioas = alloc.out_ioas_id;
+	nvh_fact_errno("map_to_move", vfio_map(&vfio, memory.addr, IOVA, SIZE, true));
+	nvh_fact_errno("copy_window", copy(other.ioas, WINDOW_IOVA, WINDOW_IOVA, EDU_WINDOW, BOTH));
+	nvh_fact_errno("copy_half", copy(other.ioas, COPY_IOVA, IOVA, PART_AT, BOTH));
+	look_at_pins("pinned_to_move", "refs_to_move");
+	nvh_fact_errno("move", vfio_attach(&other));
+	look_at_pins("pinned_moved", "refs_moved");
+	device_reads("read_moved", COPY_IOVA, 0);
+	device_reads("read_only_before", IOVA, 0);
+	nvh_fact_errno("destroy_moved_to", destroy(other.ioas));
+	nvh_fact_errno("move_back", vfio_attach(&vfio));
+	look_at_pins("pinned_back", "refs_back");
+	device_reads("read_back", IOVA, 0);
+	device_reads("read_only_there", COPY_IOVA, 0);
+	nvh_fact_errno("destroy_left", destroy(other.ioas));
+	unmap("unmap_moved", IOVA, SIZE);
+	look_at_pins("pinned_last", "refs_last");
+	nvh_step(true, "moved the device to another address space and back");
+}
+
 int main(int argc, char **argv)
 {
 	int err;
@@ -169,6 +200,7 @@ int main(int argc, char **argv)
 	copy_and_unmap();
 	copy_read_only();
 	copy_elsewhere();
+	move_device();
 	memory_unmap(&memory);
 	edu_close(&edu);
 	vfio_close(&vfio);
