@@ -19,6 +19,9 @@ from testcases.vfio_steps import (
     references_left,
 )
 
+#: Tables that the IOMMU may take for 1 GiB: pages of 2 MiB need one or two, small ones 512.
+_FEW_TABLES = 8
+
 every_fs = pytest.mark.parametrize("fs", NAMES)
 
 
@@ -92,6 +95,9 @@ def _expect_devdax_used(guest: Guest, case: Case, *options: str) -> None:
     for what in ("map", "device_read", "device_write", "other_process", "unmap"):
         case.expect(what, seen[what])
     case.expect("bytes unmapped", seen["unmapped"], right=seen["size"])
+    if seen["size"] >= 1 << 30 and "iommu_pages_before" in seen:
+        taken = seen["iommu_pages_mapped"] - seen["iommu_pages_before"]
+        case.expect("huge_pages", taken <= _FEW_TABLES)
 
 
 @pytest.mark.parametrize("touch", ["none", "write"], ids=["untouched", "touched"])

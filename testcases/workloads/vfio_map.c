@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -181,6 +182,26 @@ static void probe_refcounts(const char *key, const void *start, size_t size, boo
 		nvh_fact_int("pages_moved", (long long)probe_moved(&probe, &before));
 }
 
+/* The pages that hold the IOMMUs' tables, since v6.11; each CPU's part is added up first. */
+static void report_iommu_pages(const char *key)
+{
+	FILE *file = fopen("/proc/sys/vm/stat_refresh", "w");
+	char line[128];
+	long pages;
+
+	if (file) {
+		fputs("1", file);
+		fclose(file);
+	}
+	file = fopen("/proc/vmstat", "r");
+	while (file && fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "nr_iommu_pages %ld", &pages) == 1)
+			nvh_fact_int(key, pages);
+	}
+	if (file)
+		fclose(file);
+}
+
 /* Where there are movable zones: how many of the pages lie in one. */
 static void report_movable(const char *key, const void *start, size_t size)
 {
@@ -322,6 +343,7 @@ int main(int argc, char **argv)
 
 	nvh_begin("vfio_map");
 	memory_seed((uint32_t)seed);
+	report_iommu_pages("iommu_pages_first");
 	vfio_open(&vfio, device, backend);
 	edu_open(&edu, &vfio, WINDOW_IOVA);
 	probe_works = refcount_open();
@@ -367,6 +389,7 @@ int main(int argc, char **argv)
 		nvh_step(true, "looked at the reference counts");
 		return nvh_end();
 	}
+	report_iommu_pages("iommu_pages_before");
 	double begin = nvh_now();
 
 	err = vfio_map(&vfio, start, iova, length, write);
@@ -385,6 +408,7 @@ int main(int argc, char **argv)
 	} else {
 		probe_refcounts("refs_mapped", start, length, true);
 		report_movable("movable_mapped", start, length);
+		report_iommu_pages("iommu_pages_mapped");
 		if (reattach_test)
 			reattach(&vfio, start, length);
 		if (fork_test)
@@ -416,5 +440,6 @@ int main(int argc, char **argv)
 	memory_unmap(&memory);
 	edu_close(&edu);
 	vfio_close(&vfio);
+	report_iommu_pages("iommu_pages_last");
 	return nvh_end();
 }
