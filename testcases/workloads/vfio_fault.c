@@ -1,7 +1,7 @@
 /*
  * Device accesses that the IOMMU must block (V18): a write through a read-only mapping, also where a
- * writable one was before, and any access after unmap, when other memory may be there.  A blocked access
- * shows only in what did not arrive and in the kernel log.
+ * writable one was before, a read through a write-only one, and any access after unmap, when other memory
+ * may be there.  A blocked access shows only in what did not arrive and in the kernel log.
  */
 #include <stdlib.h>
 #include <string.h>
