@@ -158,7 +158,10 @@ def await_bad_blocks(guest: Guest, where: str) -> None:
 
 @every_fs
 def test_n3_fsdax_machine_check(guest: Guest, case: Case, fs: str) -> None:
-    """The bad block is listed; its page cannot be read, mapped or not, and all others can."""
+    """The bad block is listed; its page cannot be read or written, mapped or not, and others can.
+
+    QEMU's NVDIMM cannot clear errors, so write() ends before the page and the list stays.
+    """
     with dax_mount(guest, case, fs.partition("-")[0], mkfs=_MKFS[fs]) as mount:
         source = ("--source", f"file:{mount.path}/a", "--offset", "2M")
         before = poison(guest, case, *source)
@@ -171,13 +174,16 @@ def test_n3_fsdax_machine_check(guest: Guest, case: Case, fs: str) -> None:
         start = int(guest.run(f"cat {sysfs}/device/resource").stdout, 0)
         sector = (before["pfn"] * 4096 - start) // 512
         case.expect("bad blocks", bad_blocks(guest, sysfs), right=f"{sector} 8")
-        after = poison(guest, case, *source, "--keep")
+        after = poison(guest, case, *source, "--keep", "--overwrite")
         for key in ("faulted", "unreadable"):
             case.expect(f"{key} with a bad block", after[key], right=[_AT // 4096])
         case.expect("read_error", after["read_error"])
         case.expect("rest", after["rest"])
         case.expect("si_addr", after["fault_at"], right=_AT)
         case.expect("fault_code", after["fault_code"])
+        for key in ("written", "written_around", "page_before", "page_behind"):
+            case.expect(key, after[key])
+        case.expect("bad blocks after it", bad_blocks(guest, sysfs), right=f"{sector} 8")
 
 
 def test_n3_devdax_machine_check(guest: Guest, case: Case) -> None:

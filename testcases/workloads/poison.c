@@ -1,6 +1,7 @@
 /*
  * Poisons a page of a mapping with madvise(MADV_HWPOISON) and reports the signals that this process and
- * another one get for it; then looks at every page: which can still be read, and is their data right.
+ * another one get for it; then looks at every page: which can still be read, is their data
+ * right, and which can be written.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -286,6 +287,47 @@ static void survey(const struct mapping *memory, const struct source *source, si
 		 errors, wrong);
 }
 
+/* How many bytes were written, or the errno. */
+static void report_written(const char *key, ssize_t bytes)
+{
+	if (bytes < 0)
+		nvh_fact_errno(key, errno);
+	else
+		nvh_fact_int(key, bytes);
+}
+
+/*
+ * Writes the page anew with pwrite(), alone and then between its neighbours, and reads these.
+ * Facts: written and written_around (of three pages: bytes, or an errno); page_before and
+ * page_behind, whether these hold the new data or the old.
+ */
+static void overwrite(const struct mapping *memory, size_t at)
+{
+	const char *const names[] = {"page_before", "page_behind"};
+	size_t page = memory_page(), first = at - page;
+	char buffer[3 * 65536];
+	ssize_t alone, around;
+
+	memory_fill_at(buffer, 3 * page, SEED + 1, first);
+	alone = pwrite(memory->fd, buffer + page, page, memory->offset + (off_t)at);
+	report_written("written", alone);
+	around = pwrite(memory->fd, buffer, 3 * page, memory->offset + (off_t)first);
+	report_written("written_around", around);
+	for (size_t i = 0; i < 2; i++) {
+		size_t from = first + i * 2 * page;
+		const char *seen = "neither";
+
+		if (pread(memory->fd, buffer, page, memory->offset + (off_t)from) != (ssize_t)page)
+			seen = "unreadable";
+		else if (memory_check_at(buffer, page, SEED + 1, from) == page)
+			seen = "new";
+		else if (memory_check_at(buffer, page, SEED, from) == page)
+			seen = "old";
+		nvh_fact_str(names[i], seen);
+	}
+	nvh_step(true, "write() of the page: %zd, of three around it: %zd", alone, around);
+}
+
 /* The other one maps a clone of the file, and may only read it: a store would make its page another. */
 static void make_clone(const struct mapping *memory, struct source *source)
 {
@@ -301,7 +343,7 @@ int main(int argc, char **argv)
 {
 	const char *spec = NULL, *size_text = "4M", *offset = "0", *at_text = "0", *failed;
 	const char *other_text = NULL, *clone_path = NULL;
-	bool madvised = false, keep = false;
+	bool madvised = false, keep = false, overwritten = false;
 	const struct nvh_option options[] = {
 		{"source", &spec, NULL, "file:PATH or dax:/dev/daxX.Y"},
 		{"size", &size_text, NULL, "bytes to map (default 4M)"},
@@ -311,6 +353,7 @@ int main(int argc, char **argv)
 		{"other", &other_text, NULL, "another process maps and touches it first; its PR_MCE_KILL: late, early"},
 		{"clone", &clone_path, NULL, "the other process maps this file, made as a clone of --source, and reads all of it"},
 		{"keep", NULL, &keep, "do not write the pattern: an earlier run has"},
+		{"overwrite", NULL, &overwritten, "then write() that page, alone and with others"},
 		{NULL, NULL, NULL, NULL},
 	};
 	struct source source, others;
@@ -336,6 +379,10 @@ int main(int argc, char **argv)
 		nvh_usage("--other needs --poison");
 	if (clone_path && (!other_text || source.kind != SOURCE_FILE || strlen(clone_path) >= sizeof(others.path)))
 		nvh_usage("--clone needs --other, a --source file:PATH and a path");
+	if (overwritten && source.kind != SOURCE_FILE)
+		nvh_usage("--overwrite needs a --source file:PATH");
+	if (overwritten && (at < memory_page() || at + 2 * memory_page() > size))
+		nvh_usage("--overwrite needs a page on both sides of --at");
 	nvh_begin("poison");
 	err = memory_map(&memory, &source, size, (off_t)nvh_size("offset", offset), PROT_READ | PROT_WRITE, &failed);
 	if (err)
@@ -371,6 +418,8 @@ int main(int argc, char **argv)
 			other_report(&other, pfn);
 	}
 	survey(&memory, &source, from, to);
+	if (overwritten)
+		overwrite(&memory, at);
 	memory_unmap(&memory);
 	return nvh_end();
 }
