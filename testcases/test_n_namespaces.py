@@ -73,6 +73,7 @@ def test_n1_life_of_a_namespace(
         # A block that is taken for a free one is overwritten.
         namespaces.write_pattern(guest, made.device)
         case.expect("data written anew", namespaces.read_pattern(guest, made.device), right="equal")
+        _two_writers(guest, case, made.device)
     if mode == "fsdax" and align == "4K":
         # What begins the namespace is believed when its checksum is right, and else is data.
         namespaces.ndctl(guest, "disable-namespace", made.dev)
@@ -86,6 +87,16 @@ def test_n1_life_of_a_namespace(
     other = namespaces.create(guest, old.region, *options)
     case.expect("mode of the next", other.mode, right=mode)
     case.expect("bytes of the next", other.raw, right=empty.size)
+
+
+def _two_writers(guest: Guest, case: Case, device: str) -> None:
+    """Have two CPUs write the same sectors: each is one of theirs, and has a block of its own."""
+    facts = guest.workload("blocks", "--device", device, "--contend", "1500").facts
+    case.fact("two writers", facts)
+    met = facts["cpus"] > 1 and facts["sectors_of_other"] > 0
+    case.prove("two CPUs wrote the same sectors", met)
+    for key in ("torn", "misplaced", "wrong_sectors"):
+        case.expect(key, facts[key])
 
 
 def _overhead(mode: str, align: str, where: str, raw: int) -> int:
