@@ -187,19 +187,18 @@ def _listed(guest: Guest, region: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: str(entry.get("name")))
 
 
-def test_n1_system_ram(guest: Guest, case: Case) -> None:
-    """device-dax becomes memory of the system, and device-dax again."""
-    namespace = guest.namespace("devdax1g")
-    name = namespace.device.removeprefix("/dev/")
-    before = _memory(guest)
+_SYSTEM_RAM = "daxctl reconfigure-device -m system-ram"
+
+
+def _system_ram(guest: Guest, case: Case, name: str) -> str:
+    """Have device-dax become memory of the system; return its mode, SKIP without kmem."""
     # Not modprobe's word: a kernel without modules may have it built in.
     probe = "modprobe -q kmem; test -d /sys/bus/dax/drivers/kmem"
     if guest.run(probe, check=False).status:
         case.skip("the kernel has no kmem driver", enable="set CONFIG_DEV_DAX_KMEM=m")
     # daxctl wants to choose the zone itself ("kernel policy will auto-online memory, aborting").
     guest.run("echo offline > /sys/devices/system/memory/auto_online_blocks")
-    system_ram = f"daxctl reconfigure-device -m system-ram {name}"
-    done = guest.run(system_ram, timeout=60.0, check=False)
+    done = guest.run(f"{_SYSTEM_RAM} {name}", timeout=60.0, check=False)
     case.fact("daxctl", done.stderr.strip())
     if "could not find module by name='kmem'" in done.stderr:
         case.skip(
@@ -207,8 +206,15 @@ def test_n1_system_ram(guest: Guest, case: Case) -> None:
             enable="set CONFIG_DEV_DAX_KMEM=m, or install the kernel's modules.builtin",
         )
     case.expect("reconfigured", done.status, right=0)
-    listed = json.loads(done.stdout)[0]
-    case.expect("mode", listed["mode"], right="system-ram")
+    return str(json.loads(done.stdout)[0]["mode"])
+
+
+def test_n1_system_ram(guest: Guest, case: Case) -> None:
+    """device-dax becomes memory of the system, and device-dax again."""
+    namespace = guest.namespace("devdax1g")
+    name = namespace.device.removeprefix("/dev/")
+    before = _memory(guest)
+    case.expect("mode", _system_ram(guest, case, name), right="system-ram")
     case.expect("bytes of memory more", _memory(guest) - before, right=namespace.size)
     start = int(guest.run(f"cat /sys/bus/dax/devices/{name}/resource").stdout, 0)
     whole = f"{start:x}-{start + namespace.size - 1:x}"
@@ -220,11 +226,34 @@ def test_n1_system_ram(guest: Guest, case: Case) -> None:
     namespaces.write_pattern(guest, namespace.device)
     case.expect("data", namespaces.read_pattern(guest, namespace.device))
     # The driver goes, but what is in use stays memory, and nobody else gets it.
-    guest.run(f"{system_ram} && /bin/echo {name} > /sys/bus/dax/drivers/kmem/unbind", timeout=60.0)
+    guest.run(
+        f"{_SYSTEM_RAM} {name} && /bin/echo {name} > /sys/bus/dax/drivers/kmem/unbind", timeout=60.0
+    )
     case.expect("bytes of memory more, unbound", _memory(guest) - before, right=namespace.size)
     case.expect("ranges of memory, unbound", _ranges(guest), right=[whole])
     done = guest.run(f"/bin/echo {name} > /sys/bus/dax/drivers/kmem/bind", check=False)
     case.expect("bind_in_use", namespaces.refused(done))
+
+
+def test_n1_whole_memory_blocks(guest: Guest, case: Case) -> None:
+    """Of device-dax that begins and ends within memory blocks, those in between become memory."""
+    old = guest.namespace("devdax1g")
+    sysfs = "/sys/devices/system/memory/block_size_bytes"
+    block = int(guest.run(f"cat {sysfs}").stdout, 16)
+    namespaces.ndctl(guest, "destroy-namespace", "-f", old.dev)
+    # Three and a half: what comes first is kept for the info block.
+    options = ("-m", "devdax", "-a", "2M", "-M", "mem", "-s", str(3 * block + block // 2))
+    made = namespaces.create(guest, old.region, *options)
+    name = made.device.removeprefix("/dev/")
+    start = int(guest.run(f"cat /sys/bus/dax/devices/{name}/resource").stdout, 0)
+    end = start + made.device_size
+    first, last = -(-start // block) * block, end // block * block
+    within = start % block != 0 and end % block != 0 and first < last
+    case.prove("it begins and ends within blocks", within, seen=(hex(start), hex(end)))
+    before = _memory(guest)
+    case.expect("mode", _system_ram(guest, case, name), right="system-ram")
+    case.expect("ranges of memory", _ranges(guest), right=[f"{first:x}-{last - 1:x}"])
+    case.expect("bytes of memory more", _memory(guest) - before, right=last - first)
 
 
 def _ranges(guest: Guest) -> list[str]:
