@@ -97,6 +97,7 @@ def _expect_devdax_used(guest: Guest, case: Case, *options: str) -> None:
     case.expect("bytes unmapped", seen["unmapped"], right=seen["size"])
     if seen["size"] >= 1 << 30 and "iommu_pages_before" in seen:
         taken = seen["iommu_pages_mapped"] - seen["iommu_pages_before"]
+        case.fact("pages of the IOMMU's tables", taken)
         case.expect("huge_pages", taken <= _FEW_TABLES)
 
 

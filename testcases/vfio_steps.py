@@ -178,6 +178,7 @@ def expect_write_only(guest: Guest, case: Case, seen: dict[str, Any]) -> None:
     for what in ("map_write_only", "device_write", "unmap"):
         case.expect(what, seen[what])
     read = by_kernel(guest, case, "read_write_only")
+    case.fact("a read", seen["read"])
     if read != "either":
         case.expect("read", seen["read"], right=read)
         case.expect("fault", seen["read_fault"] != "none")

@@ -22,7 +22,7 @@
 
 /* An unbind that does not wait for the device's user has ended by then. */
 #define WAITS_SECONDS 0.2
-#define END_SECONDS 15
+#define END_SECONDS 30
 
 static const char *device;
 
@@ -34,7 +34,7 @@ static const struct nvh_option options[] = {
 static struct vfio vfio;
 static struct vfio_bar bar;
 static int event; /* of interrupts */
-static uint8_t cache_line; /* PCI_CACHE_LINE_SIZE before the first use */
+static uint8_t cache_line; /* PCI_CACHE_LINE_SIZE as the first use found it */
 
 static void open_device(void)
 {
