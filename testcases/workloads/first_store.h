@@ -16,7 +16,7 @@
  * again_ before them: exit; memory ("OK" when the store is seen here); fresh ("zero" as long as
  * private memory is that nobody wrote to); and of a file: file (what pread() gives: "as memory",
  * "unchanged") and written_back (the pages that a sync writes back, as trace_written_back() lists
- * them).  The step is skipped where the kernel tells nothing of that.
+ * them), which is not there where the kernel does not tell.
  */
 void first_store(struct vm *vm, const struct mapping *memory, bool private);
 
