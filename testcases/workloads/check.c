@@ -45,19 +45,6 @@ void check_access(const char *what, char *addr, bool store, int signum, int code
 			      (long)((const char *)fault.addr - addr));
 }
 
-/* Waits so long at most; true when the child is gone. */
-static bool await(pid_t child, double seconds, int *status, struct rusage *usage)
-{
-	double until = nvh_now() + seconds;
-
-	while (wait4(child, status, WNOHANG, usage) == 0) {
-		if (nvh_now() > until)
-			return false;
-		nvh_sleep(0.01);
-	}
-	return true;
-}
-
 /* Says where it is, and ends it. */
 static void give_up(pid_t child)
 {
@@ -69,14 +56,13 @@ static void give_up(pid_t child)
 	watch_look(child, &seen);
 	snprintf(where, sizeof(where), "%.*s", (int)strcspn(seen.stack, " "), seen.stack);
 	kill(child, SIGKILL);
-	await(child, 3, &status, &usage);
+	nvh_child_ends(child, 3, &status, &usage);
 	check_differs("no end: %c in %s, %ld page faults", seen.state, where[0] ? where : "no stack",
 		      usage.ru_minflt + usage.ru_majflt);
 }
 
 bool check_run(const char *name, void (*check)(const char *name, int arg), int arg, double seconds)
 {
-	struct rusage usage;
 	bool ended;
 	int status = 0;
 	pid_t child;
@@ -93,7 +79,7 @@ bool check_run(const char *name, void (*check)(const char *name, int arg), int a
 		check(name, arg);
 		_exit(0);
 	}
-	ended = await(child, seconds, &status, &usage);
+	ended = nvh_child_ends(child, seconds, &status, NULL);
 	if (!ended)
 		give_up(child);
 	else if (WIFEXITED(status) && WEXITSTATUS(status))

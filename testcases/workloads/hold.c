@@ -203,15 +203,8 @@ static bool holder_says(const struct holder *holder, double seconds, struct answ
 
 static bool holder_ends(struct holder *holder, double seconds, int *status)
 {
-	double end = nvh_now() + seconds;
-
 	close(holder->line);
-	while (waitpid(holder->pid, status, WNOHANG) != holder->pid) {
-		if (nvh_now() > end)
-			return false;
-		nvh_sleep(0.01);
-	}
-	return true;
+	return nvh_child_ends(holder->pid, seconds, status, NULL);
 }
 
 int main(int argc, char **argv)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -43,6 +44,18 @@ void nvh_sleep(double seconds)
 
 	while (clock_nanosleep(CLOCK_MONOTONIC, 0, &left, &left) == EINTR)
 		;
+}
+
+bool nvh_child_ends(pid_t child, double seconds, int *status, struct rusage *usage)
+{
+	double until = nvh_now() + seconds;
+
+	while (wait4(child, status, WNOHANG, usage) == 0) {
+		if (nvh_now() > until)
+			return false;
+		nvh_sleep(0.002);
+	}
+	return true;
 }
 
 const char *nvh_errname(int err)

@@ -11,6 +11,9 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
+
+struct rusage;
 
 /* Prints the KTAP header, makes stdout line buffered and starts the watchdog (see nvh_options). */
 void nvh_begin(const char *name);
@@ -49,6 +52,9 @@ double nvh_now(void);
 
 /* Sleeps through signals. */
 void nvh_sleep(double seconds);
+
+/* Waits so long at most for a child's end; true when it is gone.  The usage may be NULL. */
+bool nvh_child_ends(pid_t child, double seconds, int *status, struct rusage *usage);
 
 /*
  * One long option: it takes a value when "value" is set and is a flag when "flag" is set.

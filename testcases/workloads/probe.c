@@ -65,14 +65,11 @@ void probe_truncate(int fd)
 		nvh_bail("fork: %s", nvh_errname(errno));
 	if (child == 0)
 		_exit(ftruncate(fd, 0) < 0 ? errno : 0);
-	while (waitpid(child, &status, WNOHANG) == 0) {
-		if (nvh_now() - start > TRUNCATE_SECONDS) {
-			nvh_fact_str("truncate", "blocked");
-			nvh_step(true, "truncate: waits for more than %.0f s", TRUNCATE_SECONDS);
-			kill(child, SIGKILL);
-			return;
-		}
-		nvh_sleep(0.002);
+	if (!nvh_child_ends(child, TRUNCATE_SECONDS, &status, NULL)) {
+		nvh_fact_str("truncate", "blocked");
+		nvh_step(true, "truncate: waits for more than %.0f s", TRUNCATE_SECONDS);
+		kill(child, SIGKILL);
+		return;
 	}
 	nvh_fact_seconds("truncate_seconds", nvh_now() - start);
 	nvh_fact_errno("truncate", WIFEXITED(status) ? WEXITSTATUS(status) : EINTR);
