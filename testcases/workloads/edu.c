@@ -37,21 +37,27 @@ static void transfer(struct edu *edu, uint64_t iova, size_t count, bool to_memor
 	__sync_synchronize();
 }
 
+void edu_bar_map(const struct vfio *vfio, struct vfio_bar *bar)
+{
+	int err = vfio_bar_map(vfio, 0, PROT_READ | PROT_WRITE, bar);
+	uint32_t id;
+
+	if (err)
+		nvh_bail("mmap of edu's BAR0: %s", nvh_errname(err));
+	id = vfio_bar_get(bar, EDU_ID);
+	if ((id & 0xffff) != 0x00ed)
+		nvh_bail("the device is no edu: it identifies itself as 0x%08x", id);
+}
+
 void edu_open(struct edu *edu, const struct vfio *vfio, uint64_t window_iova)
 {
 	struct source source = {.kind = SOURCE_ANON};
 	struct mapping window;
-	uint32_t id;
 	int err;
 
 	*edu = (struct edu){.vfio = vfio, .window_iova = window_iova};
 	vfio_command(vfio, VFIO_MEMORY | VFIO_MASTER);
-	err = vfio_bar_map(vfio, 0, PROT_READ | PROT_WRITE, &edu->bar);
-	if (err)
-		nvh_bail("mmap of edu's BAR0: %s", nvh_errname(err));
-	id = *(volatile uint32_t *)(void *)(edu->bar.addr + EDU_ID);
-	if ((id & 0xffff) != 0x00ed)
-		nvh_bail("the device is no edu: it identifies itself as 0x%08x", id);
+	edu_bar_map(vfio, &edu->bar);
 	err = memory_map(&window, &source, EDU_WINDOW, 0, PROT_READ | PROT_WRITE, NULL);
 	if (err)
 		nvh_bail("mmap of the DMA window: %s", nvh_errname(err));

@@ -45,6 +45,9 @@ struct edu {
 
 #define EDU_WINDOW 0x2000
 
+/* Maps BAR0; nvh_bail() when it cannot be mapped or is no edu's. */
+void edu_bar_map(const struct vfio *vfio, struct vfio_bar *bar);
+
 /*
  * Turns memory decoding and bus mastering on, maps BAR0, checks that it is an edu and maps the window
  * at window_iova.  nvh_bail() when any of it fails.

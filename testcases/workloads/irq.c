@@ -5,7 +5,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "edu.h"
@@ -56,36 +55,16 @@ long long irq_events(int fd, bool expected)
 	return (long long)count;
 }
 
-void irq_bar_map(const struct vfio *vfio, struct vfio_bar *bar)
-{
-	int err = vfio_bar_map(vfio, 0, PROT_READ | PROT_WRITE, bar);
-
-	if (err)
-		nvh_bail("mmap of BAR0: %s", nvh_errname(err));
-	if ((irq_get(bar, EDU_ID) & 0xffff) != 0x00ed)
-		nvh_bail("the device is no edu: it identifies itself as 0x%08x", irq_get(bar, EDU_ID));
-}
-
-uint32_t irq_get(const struct vfio_bar *bar, unsigned int reg)
-{
-	return *(volatile uint32_t *)(void *)(bar->addr + reg);
-}
-
-void irq_put(const struct vfio_bar *bar, unsigned int reg, uint32_t value)
-{
-	*(volatile uint32_t *)(void *)(bar->addr + reg) = value;
-}
-
 void irq_raise(const struct vfio_bar *bar)
 {
-	irq_put(bar, EDU_RAISE, 1);
-	if (irq_get(bar, EDU_STATUS) != 1)
-		nvh_bail("edu's interrupt is not raised: status 0x%x", irq_get(bar, EDU_STATUS));
+	vfio_bar_put(bar, EDU_RAISE, 1);
+	if (vfio_bar_get(bar, EDU_STATUS) != 1)
+		nvh_bail("edu's interrupt is not raised: status 0x%x", vfio_bar_get(bar, EDU_STATUS));
 }
 
 void irq_acknowledge(const struct vfio_bar *bar)
 {
-	irq_put(bar, EDU_ACKNOWLEDGE, 1);
-	if (irq_get(bar, EDU_STATUS) != 0)
-		nvh_bail("edu's interrupt is not acknowledged: status 0x%x", irq_get(bar, EDU_STATUS));
+	vfio_bar_put(bar, EDU_ACKNOWLEDGE, 1);
+	if (vfio_bar_get(bar, EDU_STATUS) != 0)
+		nvh_bail("edu's interrupt is not acknowledged: status 0x%x", vfio_bar_get(bar, EDU_STATUS));
 }

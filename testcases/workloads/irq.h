@@ -29,13 +29,6 @@ int irq_eventfd(void);
  */
 long long irq_events(int fd, bool expected);
 
-/* Maps edu's BAR0; nvh_bail() when it cannot be mapped or is no edu's. */
-void irq_bar_map(const struct vfio *vfio, struct vfio_bar *bar);
-
-/* A register of edu's. */
-uint32_t irq_get(const struct vfio_bar *bar, unsigned int reg);
-void irq_put(const struct vfio_bar *bar, unsigned int reg, uint32_t value);
-
 /* Has edu raise its interrupt, or lower it; nvh_bail() when its status does not say so. */
 void irq_raise(const struct vfio_bar *bar);
 void irq_acknowledge(const struct vfio_bar *bar);

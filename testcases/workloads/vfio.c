@@ -339,3 +339,13 @@ void vfio_bar_unmap(struct vfio_bar *bar)
 		munmap(bar->addr, bar->size);
 	*bar = (struct vfio_bar){0};
 }
+
+uint32_t vfio_bar_get(const struct vfio_bar *bar, size_t reg)
+{
+	return *(volatile uint32_t *)(void *)(bar->addr + reg);
+}
+
+void vfio_bar_put(const struct vfio_bar *bar, size_t reg, uint32_t value)
+{
+	*(volatile uint32_t *)(void *)(bar->addr + reg) = value;
+}

@@ -96,4 +96,8 @@ int vfio_bar_map_at(const struct vfio *vfio, unsigned int index, int prot, int f
 		    struct vfio_bar *bar);
 void vfio_bar_unmap(struct vfio_bar *bar);
 
+/* A register of 32 bits. */
+uint32_t vfio_bar_get(const struct vfio_bar *bar, size_t reg);
+void vfio_bar_put(const struct vfio_bar *bar, size_t reg, uint32_t value);
+
 #endif

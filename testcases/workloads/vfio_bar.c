@@ -14,10 +14,6 @@
 #define WINDOW_IOVA 0x1000000ULL
 
 enum { ORDER_UNMAP, ORDER_DISABLE, ORDER_CLOSE };
-enum {
-	REG_ID = 0x00,
-	REG_ALIVE = 0x04, /* reads the complement of what was written */
-};
 
 static const char *const prot_words[] = {"r", "rw", NULL};
 static const char *const dma_words[] = {"r", "rw", NULL};
@@ -50,11 +46,6 @@ static const struct nvh_option options[] = {
 	{0},
 };
 
-static uint32_t reg_read(const struct vfio_bar *bar, unsigned int reg)
-{
-	return *(volatile uint32_t *)(void *)(bar->addr + reg);
-}
-
 /*
  * Which page of the BAR is behind each page of its mapping, and behind one that begins in its middle;
  * how mappings that must not be end.  The registers tell: only the first page has any, all else reads as
@@ -68,13 +59,13 @@ static void look_at_pages(const struct vfio *vfio, const struct vfio_bar *bar)
 	int alike = 0, err;
 
 	for (size_t at = page; at < bar->size; at += page)
-		alike += reg_read(bar, (unsigned int)at) == reg_read(bar, REG_ID);
+		alike += vfio_bar_get(bar, at) == vfio_bar_get(bar, EDU_ID);
 	nvh_fact_int("pages_like_first", alike);
 	nvh_step(true, "%d of the other pages of the BAR are like its first", alike);
 	err = vfio_bar_map_at(vfio, 0, PROT_READ, MAP_SHARED, page, page, &part);
 	if (err)
 		nvh_bail("mmap of the second page of BAR0: %s", nvh_errname(err));
-	nvh_fact_str("part_page", reg_read(&part, REG_ID) == reg_read(bar, REG_ID) ? "the first" : "another");
+	nvh_fact_str("part_page", vfio_bar_get(&part, EDU_ID) == vfio_bar_get(bar, EDU_ID) ? "the first" : "another");
 	vfio_bar_unmap(&part);
 	nvh_fact_errno("beyond_end", vfio_bar_map_at(vfio, 0, PROT_READ, MAP_SHARED, page, bar->size, &part));
 	vfio_bar_unmap(&part);
@@ -117,21 +108,21 @@ static void peer_test(struct edu *edu, uint64_t iova, bool write)
 	const uint32_t value = 0x5ca1ab1e;
 	uint32_t id;
 
-	edu_read(edu, iova + REG_ID, sizeof(id));
+	edu_read(edu, iova + EDU_ID, sizeof(id));
 	memcpy(&id, edu->window, sizeof(id));
-	nvh_fact_str("peer_read", id == reg_read(&edu->bar, REG_ID) ? "equal" : "differs");
+	nvh_fact_str("peer_read", id == vfio_bar_get(&edu->bar, EDU_ID) ? "equal" : "differs");
 	nvh_step(true, "the device read 0x%08x from its register at 0", id);
 	/* Its second page has no registers and reads as ones. */
 	edu_fetch(edu, iova + memory_page(), sizeof(id));
 	memcpy(&id, edu->window, sizeof(id));
-	nvh_fact_str("peer_second_page", id == reg_read(&edu->bar, REG_ID) ? "the first" : "another");
+	nvh_fact_str("peer_second_page", id == vfio_bar_get(&edu->bar, EDU_ID) ? "the first" : "another");
 	nvh_step(true, "the device read 0x%08x from its second page", id);
 	if (!write)
 		return;
 	memcpy(edu->window, &value, sizeof(value));
-	edu_write(edu, iova + REG_ALIVE, sizeof(value));
-	nvh_fact_str("peer_write", reg_read(&edu->bar, REG_ALIVE) == ~value ? "equal" : "differs");
-	nvh_step(true, "after the device's write its register at 4 reads 0x%08x", reg_read(&edu->bar, REG_ALIVE));
+	edu_write(edu, iova + EDU_ALIVE, sizeof(value));
+	nvh_fact_str("peer_write", vfio_bar_get(&edu->bar, EDU_ALIVE) == ~value ? "equal" : "differs");
+	nvh_step(true, "after the device's write its register at 4 reads 0x%08x", vfio_bar_get(&edu->bar, EDU_ALIVE));
 }
 
 static int map(const struct vfio *vfio, const struct vfio_bar *bar, uint64_t iova, bool write, const char *key)
@@ -193,8 +184,8 @@ int main(int argc, char **argv)
 	nvh_fact_int("size", (long long)size);
 	if (touch) {
 		for (size_t at = 0; at < size; at += memory_page())
-			(void)reg_read(&bar, (unsigned int)at);
-		nvh_step((reg_read(&bar, REG_ID) & 0xffff) == 0xed, "the BAR was touched");
+			(void)vfio_bar_get(&bar, at);
+		nvh_step((vfio_bar_get(&bar, EDU_ID) & 0xffff) == 0xed, "the BAR was touched");
 	}
 	nvh_fact_bool("touched", touch);
 	if (!on)

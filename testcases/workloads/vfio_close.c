@@ -40,9 +40,9 @@ static void open_device(void)
 {
 	vfio_open(&vfio, device, VFIO_BACKEND_TYPE1V2);
 	vfio_command(&vfio, VFIO_MEMORY | VFIO_MASTER);
-	irq_bar_map(&vfio, &bar);
+	edu_bar_map(&vfio, &bar);
 	/* One that was left raised is not this user's. */
-	irq_put(&bar, EDU_ACKNOWLEDGE, irq_get(&bar, EDU_STATUS));
+	vfio_bar_put(&bar, EDU_ACKNOWLEDGE, vfio_bar_get(&bar, EDU_STATUS));
 }
 
 /* The device's configuration space as everybody sees it, without VFIO. */
@@ -232,18 +232,6 @@ static pid_t unbind_start(void)
 	return child;
 }
 
-static bool unbind_ends(pid_t child, double seconds, int *status)
-{
-	double until = nvh_now() + seconds;
-
-	while (waitpid(child, status, WNOHANG) != child) {
-		if (nvh_now() > until)
-			return false;
-		nvh_sleep(0.01);
-	}
-	return true;
-}
-
 static bool file_there(const char *format, const char *name)
 {
 	char path[PATH_MAX];
@@ -274,11 +262,11 @@ static void unbind_open(void)
 	/* It is repeated every 10 s. */
 	seen = irq_events(event, true);
 	nvh_fact_bool("requested", seen > 0);
-	ended = unbind_ends(child, WAITS_SECONDS, &status);
+	ended = nvh_child_ends(child, WAITS_SECONDS, &status, NULL);
 	nvh_fact_bool("waits", !ended);
 	nvh_fact_bool("still_there", pread(vfio.device, &vendor, 2, vfio.config) == 2 && vendor == 0x1234);
 	vfio_close(&vfio);
-	ended = ended || unbind_ends(child, END_SECONDS, &status);
+	ended = ended || nvh_child_ends(child, END_SECONDS, &status, NULL);
 	nvh_fact_bool("ended", ended);
 	nvh_step(true, "the unbind %s", ended ? "ended" : "goes on");
 	if (!ended)

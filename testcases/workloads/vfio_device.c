@@ -53,8 +53,8 @@ static void read_and_write(void)
 	end = bar0 + (off_t)info.size;
 	if (pwrite(vfio.device, &value, sizeof(value), bar0 + EDU_ALIVE) != sizeof(value))
 		nvh_note("pwrite of BAR0: %s", nvh_errname(errno));
-	nvh_fact_str("written", irq_get(&bar, EDU_ALIVE) == ~value ? "equal" : "differs");
-	irq_put(&bar, EDU_ALIVE, 0x600df00d);
+	nvh_fact_str("written", vfio_bar_get(&bar, EDU_ALIVE) == ~value ? "equal" : "differs");
+	vfio_bar_put(&bar, EDU_ALIVE, 0x600df00d);
 	if (pread(vfio.device, &value, sizeof(value), bar0 + EDU_ALIVE) != sizeof(value))
 		nvh_note("pread of BAR0: %s", nvh_errname(errno));
 	nvh_fact_str("read", value == ~0x600df00dU ? "equal" : "differs");
@@ -224,7 +224,7 @@ int main(int argc, char **argv)
 	nvh_begin("vfio_device");
 	vfio_open(&vfio, device, VFIO_BACKEND_TYPE1V2);
 	vfio_command(&vfio, VFIO_MEMORY | VFIO_MASTER);
-	irq_bar_map(&vfio, &bar);
+	edu_bar_map(&vfio, &bar);
 	first = irq_eventfd();
 	second = irq_eventfd();
 	read_and_write();
