@@ -103,6 +103,11 @@ def undaxable_device(guest: Guest, fs: str, lacks: str) -> Iterator[str]:
         guest.run(f"umount /mnt/undaxable 2>/dev/null; losetup -D; rm -f {image}", check=False)
 
 
+def no_periodic_writeback(guest: Guest) -> None:
+    """Keep the kernel from writing back between a store and its sync what the sync is to."""
+    guest.run("echo 0 > /proc/sys/vm/dirty_writeback_centisecs")
+
+
 def extent_of(guest: Guest, mount: Mount, file: str, offset: int) -> tuple[int, int]:
     """Return where a file's byte lies in memory, a physical address, and how much lies with it."""
     block = f"/sys/block/{mount.namespace.device.removeprefix('/dev/')}/device/resource"

@@ -8,7 +8,7 @@ import pytest
 
 from harness.guest import Guest
 from harness.verdict.expectation import Case
-from testcases.filesystems import ALIGNED, NAMES, dax_mount, huge_mount
+from testcases.filesystems import ALIGNED, NAMES, dax_mount, huge_mount, no_periodic_writeback
 from testcases.vfio_steps import LEAK
 
 #: The VM's memory is of 4 KiB pages; the one of its output is the sixth.
@@ -120,8 +120,7 @@ def test_k2_first_store(guest: Guest, case: Case, memory: str) -> None:
     if kind == "anonymous":
         facts = run_vm(guest, case, *_UNTOUCHED, "--source", "anon-private")
     else:
-        # Between a store and its sync it would write back what the sync is to.
-        guest.run("echo 0 > /proc/sys/vm/dirty_writeback_centisecs")
+        no_periodic_writeback(guest)
         with dax_mount(guest, case, fs) as mount:
             source = f"file:{mount.path}/a" + (":private" if kind == "private" else "")
             facts = run_vm(guest, case, *_UNTOUCHED, "--source", source)

@@ -16,6 +16,7 @@ from testcases.filesystems import (
     NAMESPACE,
     dax_mount,
     huge_mount,
+    no_periodic_writeback,
     reflinking_mount,
     remounted,
     unmounted_state,
@@ -82,8 +83,7 @@ def _no_thread_is_left_asleep(guest: Guest, case: Case, directory: str) -> bool:
 def test_s13_what_is_written_back(guest: Guest, case: Case, fs: str, size: str) -> None:
     """A sync writes back what was stored since the last one: all of it, and nothing else."""
     small = ("--small",) if size == "4K" else ()
-    # Between a store and its sync it would write back what the sync is to.
-    guest.run("echo 0 > /proc/sys/vm/dirty_writeback_centisecs")
+    no_periodic_writeback(guest)
     with huge_mount(guest, case, fs) as mount:
         options = ("--file", f"{mount.path}/a", "--device", mount.namespace.device, *small)
         facts = guest.workload("writeback", *options).facts

@@ -23,6 +23,7 @@ from testcases.filesystems import (
     huge_mount,
     inode_mount,
     mounted_again,
+    no_periodic_writeback,
     page_cache_mount,
     remounted,
     undaxable_device,
@@ -304,11 +305,11 @@ def test_s7_what_is_synced_outlives_a_power_cut(
     The host compares the NVDIMMs whole: what lies outside, and other files, are as they were.
     """
     boots = [guest.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()]
-    # The periodic writeback and the journals' own commits would save what nobody has synced.
-    guest.run("echo 0 > /proc/sys/vm/dirty_writeback_centisecs")
+    no_periodic_writeback(guest)
     # MAP_SYNC comes after the syncs, which would save its blocks as well.
     stores = ("fsync", "msync", "sync")
     with dax_mount(guest, case, "ext4") as ext4, dax_mount(guest, case, "xfs") as xfs:
+        # The journals' own commits would save what nobody has synced.
         guest.run(f"mount -o remount,commit=600 {ext4.path}")
         guest.run("echo 60000 > /proc/sys/fs/xfs/xfssyncd_centisecs")
         for mount in (ext4, xfs):

@@ -18,11 +18,11 @@ from testcases.vfio_steps import (
     after_unmap_in_one_piece,
     aligned,
     disable_and_enable,
+    expect_access_blocked,
     expect_all,
     expect_blocked,
     expect_pinned,
     expect_refused,
-    expect_write_only,
     free_huge_pages,
     huge_pages,
     observe,
@@ -384,10 +384,7 @@ def test_v20_blocked_access(guest: Guest, case: Case, mode: str, how: str) -> No
     """What the mapping does not allow does not happen, and the IOMMU says so."""
     case.allow("^DMAR: DMA (Read|Write) fault")
     seen = through(guest, case, mode, "--case", how, program="vfio_fault")
-    if how == "write-only":
-        expect_write_only(guest, case, seen)
-    else:
-        expect_blocked(case, seen)
+    expect_access_blocked(guest, case, how, seen)
 
 
 @both

@@ -11,10 +11,10 @@ from testcases.vfio_steps import (
     OTHER_MEMORY,
     after_unmap_in_one_piece,
     by_kernel,
+    expect_access_blocked,
     expect_all,
     expect_blocked,
     expect_refused,
-    expect_write_only,
     huge_pages,
     observe,
 )
@@ -103,10 +103,7 @@ def test_v18_blocked_access(guest: Guest, case: Case, how: str, container: str) 
     """What the mapping does not allow does not happen, and the IOMMU says so."""
     case.allow("^DMAR: DMA (Read|Write) fault")
     seen = observe(guest, case, "vfio_fault", "--case", how, "--type", container)
-    if how == "write-only":
-        expect_write_only(guest, case, seen)
-    else:
-        expect_blocked(case, seen)
+    expect_access_blocked(guest, case, how, seen)
 
 
 @pytest.mark.parametrize("iova", IN_ONE_PIECE, ids=IN_ONE_PIECE.get)

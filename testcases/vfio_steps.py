@@ -195,3 +195,11 @@ def expect_blocked(case: Case, seen: dict[str, Any], iova: int = 0x4000000) -> N
     if "read" in seen:
         case.expect("read", seen["read"])
         case.expect("fault", seen["read_fault"] != "none")
+
+
+def expect_access_blocked(guest: Guest, case: Case, how: str, seen: dict[str, Any]) -> None:
+    """Expect of vfio_fault's case ``how`` that what its mapping does not allow did not happen."""
+    if how == "write-only":
+        expect_write_only(guest, case, seen)
+    else:
+        expect_blocked(case, seen)
