@@ -28,7 +28,7 @@ from harness.guest.provision import (
     plug_in,
 )
 from harness.guest.serial_shell import SerialShell
-from harness.guest.ssh import CommandTimeout, Result, Ssh
+from harness.guest.ssh import CommandTimeout, Result, Ssh, named
 from harness.images.store import file_hash
 from harness.qemu.vm import Vm
 from harness.spec import Machine
@@ -113,7 +113,7 @@ class Guest:
         try:
             done = self.ssh.run(command, timeout=timeout * self.scale)
             if done.status == _NO_STATUS and not self.ssh.connected:
-                raise GuestLost(f"SSH broke during: {command}")
+                raise GuestLost(f"SSH broke during: {named(command)}")
         except GuestLost as error:
             known = self.broken
             self.broken = error

@@ -82,7 +82,7 @@ class _Capture:
         return self.data.decode(errors="replace")
 
 
-def _named(command: str) -> str:
+def named(command: str) -> str:
     """Return a command on one line, of a long one the end: what it runs follows its settings."""
     line = " ".join(command.split())
     return line if len(line) <= _NAME else f"... {line[-_NAME:]}"
@@ -217,11 +217,11 @@ class Ssh:
                 self._check()
                 said = out.text()[-200:].strip()
                 raise CommandTimeout(
-                    f"no end after {timeout:.0f} s: {_named(command)}"
+                    f"no end after {timeout:.0f} s: {named(command)}"
                     + (f" (it said: {said})" if said else "")
                 ) from error
             self._died()
-            raise GuestLost(f"SSH broke during: {_named(command)} ({error})") from error
+            raise GuestLost(f"SSH broke during: {named(command)} ({error})") from error
         if status < 0:  # the connection closed without a status
             self._died()
             status = 255
