@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,14 @@ __all__ = ["cache", "runs", "started", "template"]  # fixtures
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the units first: they tell in seconds what a boot would take longer to tell."""
     items.sort(key=lambda item: item.get_closest_marker("guest") is not None)
+
+
+@pytest.fixture
+def busy() -> Iterator[subprocess.Popen[bytes]]:
+    """A child that computes without end."""
+    with subprocess.Popen(["sh", "-c", "while :; do :; done"]) as child:
+        yield child
+        child.kill()
 
 
 @pytest.fixture

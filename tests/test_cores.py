@@ -6,19 +6,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from harness import cores
-
-
-@pytest.fixture
-def busy() -> Iterator[subprocess.Popen[bytes]]:
-    """A child that computes without end."""
-    with subprocess.Popen(["sh", "-c", "while :; do :; done"]) as child:
-        yield child
-        child.kill()
 
 
 def returns_within(looks: int) -> bool:

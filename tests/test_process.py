@@ -269,14 +269,6 @@ def test_a_child_dies_with_its_owner(
 # rests
 
 
-@pytest.fixture
-def busy() -> Iterator[subprocess.Popen[bytes]]:
-    """A child that computes without end."""
-    with subprocess.Popen(["sh", "-c", "while :; do :; done"]) as child:
-        yield child
-        child.kill()
-
-
 def test_what_computes_does_not_come_to_rest(busy: subprocess.Popen[bytes]) -> None:
     begun = time.monotonic()
     assert not process.rests(busy.pid, within=0.8)
