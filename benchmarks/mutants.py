@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from benchmarks.command import carried_out, nvh_test
 from benchmarks.content import content
 from benchmarks.mutant import Judgement, Mutant, Outcome, Seen, Verdict
 from benchmarks.mutants_page import page
-from harness import logged, paths, ui
+from harness import logged, paths, process, ui
 from harness.errors import EXIT_UNTESTABLE, HarnessError, UsageError
 from harness.images import kbuild, patches, source
 from harness.images.store import Progress, Store, file_hash, hash_of
@@ -57,8 +58,35 @@ class Bench:
             SOURCE, self.store, fragments=one.fragments, patch_files=files, progress=self.say
         ).path
 
-    def observe(self, name: str, kernel: Path, selections: Sequence[str]) -> Outcome:
-        """Return what tests say of a kernel, having run those that were not run before."""
+    @contextlib.contextmanager
+    def built_beside(self, one: Mutant | None) -> Iterator[None]:
+        """Build a mutant's kernel while the block runs: a guest that boots leaves a core free.
+
+        What becomes of it is for kernel() to say.
+        """
+        if one is None:
+            yield
+            return
+        words = [word for name in one.fragments for word in ("--config", name)]
+        build = logged.command("kernel", "build", SOURCE, *words, "--patch", str(one.patch), "-j1")
+        argv = [process.find("nice", package="coreutils"), "-n", "19", *build]
+        log = self.folder / "beside.log"
+        with (
+            log.open("wb") as out,
+            process.running(argv, stdout=out, stderr=out, grace=logged.GRACE) as child,
+        ):
+            yield
+            if child.poll() is None:
+                self.say(f"waiting for the kernel of {one.name}, see {log}")
+                child.wait()
+
+    def observe(
+        self, name: str, kernel: Path, selections: Sequence[str], following: Mutant | None = None
+    ) -> Outcome:
+        """Return what tests say of a kernel, having run those that were not run before.
+
+        While they run the kernel of the ``following`` mutant is built.
+        """
         folder = self.folder / name
         # The name of a built kernel is the hash of its source, configuration and patches.
         key = hash_of("mutants-3", kernel.name, self.setting)
@@ -70,7 +98,8 @@ class Bench:
             return before
         self.say(f"testing {name}")
         asked = [] if "" in missing else [f"({one})" for one in (*missing, *before.unjudged)]
-        seconds, run = _run(folder, kernel, " or ".join(asked), self.options)
+        with self.built_beside(following):
+            seconds, run = _run(folder, kernel, " or ".join(asked), self.options)
         tests = {record.nodeid: Seen.of(record) for record in run.records}
         fresh = Outcome(key, seconds, run.info.properties, tuple(missing), tests)
         found = before.with_run(fresh)
@@ -110,8 +139,10 @@ def judge_all(bench: Bench, mutants: Sequence[Mutant]) -> dict[str, tuple[Judgem
                 name = "+".join([UNPATCHED, *one.fragments])
                 selections = [words for other in same for words in bench.selections(other)]
                 kernel = bench.kernel(one, patched=False)
-                plain[one.fragments] = bench.observe(name, kernel, selections)
-            seen = bench.observe(one.name, bench.kernel(one, patched=True), bench.selections(one))
+                plain[one.fragments] = bench.observe(name, kernel, selections, one)
+            kernel = bench.kernel(one, patched=True)
+            following = mutants[number] if number < len(mutants) else None
+            seen = bench.observe(one.name, kernel, bench.selections(one), following)
             judgement = mutant.judge(one, seen.tests, plain[one.fragments].tests)
         except UsageError:
             raise

@@ -318,11 +318,28 @@ def test_a_page_of_found_mutants_has_no_complaints() -> None:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The commands that were run beside tests, one a line; they do nothing."""
+    said = tmp_path / "beside"
+    said.touch()
+
+    def command(*words: str) -> list[str]:
+        if words[0] == "test":
+            return ["nvh", *words]
+        return ["sh", "-c", f'echo "$@" >>{said}', "nvh", *words]
+
+    monkeypatch.setattr(logged, "command", command)
+    return said
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: Path) -> Bench:
     monkeypatch.setattr(kbuild, "build", _build)
+    folder = tmp_path / "results"
+    folder.mkdir()
     return Bench(
         store=Store(tmp_path / "store"),
-        folder=tmp_path / "results",
+        folder=folder,
         setting="a hash",
         options=("-n", "1"),
         whole=False,
@@ -389,6 +406,15 @@ def test_each_mutant_is_run_once_and_the_kernel_without_it_once_for_all(
     again = mutants.judge_all(bench, both)
     assert [again[one.name][0] for one in both] == [found[one.name][0] for one in both]
     assert len(runs) == 3
+
+
+def test_the_next_kernel_is_built_while_tests_run(bench: Bench, runs: Runs, beside: Path) -> None:
+    both = [dataclasses.replace(one, fragments=("iommufd",)) for one in (made(), named("second"))]
+    mutants.judge_all(bench, both)
+    build = "kernel build debian-source:6.12 --config iommufd --patch {}.patch -j1"
+    assert beside.read_text().splitlines() == [build.format("short-pin"), build.format("second")]
+    mutants.judge_all(bench, both)
+    assert len(beside.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
