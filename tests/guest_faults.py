@@ -152,10 +152,10 @@ def test_f16_network_down(guest: Guest, case: Case) -> None:
     )
 
 
-def test_f17_sshd_killed(guest: Guest, case: Case) -> None:
+def test_f17_ssh_server_killed(guest: Guest, case: Case) -> None:
     guest.run("echo words-before > /dev/kmsg")
     fault(case)
-    guest.run("pkill -9 door; pkill -9 sshd; sleep 300", timeout=120)
+    guest.run("pkill -9 door; pkill -9 dropbear; sleep 300", timeout=120)
 
 
 def test_f18_out_of_memory(guest: Guest, case: Case) -> None:

@@ -75,7 +75,8 @@ FAULTS = (
     # What is said once SSH is dead comes through the serial shell.
     Fault(16, "the guest's network is down", "MISS", "the guest's network is down", 30,
           "dmesg: words-before"),
-    Fault(17, "sshd killed", "MISS", "the guest's SSH server is gone", 30, "dmesg: words-before"),
+    Fault(17, "SSH server killed", "MISS", "the guest's SSH server is gone", 30,
+          "dmesg: words-before"),
     Fault(18, "the guest is out of memory", "FAIL",
           "the guest is out of memory: Killed process", 30, "dmesg: words-before"),
     Fault(19, "a loaded host, a healthy guest", "PASS", "", None),

@@ -9,6 +9,7 @@ import socket
 import time
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from harness.errors import GuestHung, GuestLost, UsageError, WorkloadError
@@ -133,6 +134,12 @@ def test_input_and_bytes_arrive_as_they_are(shared: Guest) -> None:
     assert done.stdout.split()[0] == hashlib.sha256(data).hexdigest()
 
 
+def test_a_command_may_be_longer_than_the_server_takes(shared: Guest) -> None:
+    data = b"for the command, not for what brings it"
+    done = shared.ssh.run(f"cat; {'true; ' * 20000} exit 9", timeout=60, stdin=data)
+    assert (done.status, done.stdout) == (9, data.decode())
+
+
 def test_a_command_that_outlives_its_deadline(shared: Guest) -> None:
     begun = time.monotonic()
     with pytest.raises(CommandTimeout, match="it said: still here"):
@@ -206,6 +213,23 @@ def test_another_host_key_is_refused(shared: Guest) -> None:
     with pytest.raises(GuestLost, match="Host key"):
         stranger.connect(60)
     assert not stranger.connected
+
+
+def test_the_harness_key_is_the_only_way_in(shared: Guest) -> None:
+    with paramiko.Transport(("127.0.0.1", shared.ssh.port)) as stranger:
+        stranger.start_client(timeout=60)
+        with pytest.raises(paramiko.BadAuthenticationType) as caught:
+            stranger.auth_none("root")
+        assert caught.value.allowed_types == ["publickey"]
+        with pytest.raises(paramiko.AuthenticationException):
+            stranger.auth_publickey("root", Identity.generate().client_key)
+
+
+def test_the_ssh_port_leads_to_no_other(shared: Guest) -> None:
+    transport = shared.ssh.transport
+    assert transport is not None
+    with pytest.raises(paramiko.ChannelException, match="prohibited"):
+        transport.open_channel("direct-tcpip", ("127.0.0.1", 22), ("127.0.0.1", 1), timeout=60)
 
 
 def listeners(pid: int) -> list[tuple[str, int]]:

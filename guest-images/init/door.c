@@ -1,13 +1,15 @@
 /*
- * The guest's SSH port: accepts connections and hands each to an sshd of its own (sshd -i).
+ * The guest's SSH port: accepts connections and hands each to a server of its own (dropbear -i).
  *
- * The sshd of the next connection is started ahead of it, up to the point where it has sent its
- * banner and waits for the client's.  Under TCG that start costs 300 ms, more than all the rest of
- * a login; in a template it has been paid for every clone.  It shares no secret between clones:
- * sshd makes its session keys in a child that it forks after the banners, and the kernel's random
- * generator has been reseeded before this program, stopped in a template, goes on.
+ * The server of the next connection is started ahead of it, up to the point where it has sent its
+ * banner and waits for the client's; in a template that has been paid for every clone.  dropbear and
+ * not OpenSSH, whose processes and libraries are twice the code for TCG to translate in each clone.
  *
- * SIGHUP: start the next sshd now.  /run/nvh/warm is there while one waits.
+ * dropbear draws from a pool that it fills when it starts, so the first session of all clones of a
+ * template has one ephemeral key on the server's side.  The client's differ, and so do the sessions'
+ * keys; who can read the template has the keys to log in.
+ *
+ * SIGHUP: start the next server now.  /run/nvh/warm is there while one waits.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -23,8 +25,11 @@
 #include <unistd.h>
 
 #define WARM "/run/nvh/warm"
+#define HOST_KEY "/run/nvh/host_key"
+/* Bytes that the client may send ahead; files are written to the guest through a session. */
+#define WINDOW "1048576"
 
-static int next_sshd = -1; /* our end of the waiting sshd's socket */
+static int next_server = -1; /* our end of the waiting server's socket */
 static volatile sig_atomic_t asked;
 static sigset_t unblocked; /* SIGHUP comes only while we wait for a connection */
 
@@ -34,9 +39,11 @@ static void ask(int signal)
 	asked = 1;
 }
 
-static _Noreturn void become_sshd(int fd)
+static _Noreturn void become_server(int fd)
 {
-	char *const argv[] = { "/usr/sbin/sshd", "-i", "-f", "/run/nvh/sshd_config", NULL };
+	/* The harness's key is the only way in (-s), and leads to no other port (-j, -k). */
+	char *const argv[] = { "/usr/sbin/dropbear", "-i", "-s", "-j", "-k", "-r", HOST_KEY,
+			       "-W", WINDOW, NULL };
 	int null = open("/dev/null", O_WRONLY);
 
 	setsid();
@@ -50,26 +57,26 @@ static _Noreturn void become_sshd(int fd)
 	_exit(127);
 }
 
-/* Start an sshd and wait until its banner can be read, which the client will do. */
+/* Start a server and wait until its banner can be read, which the client will do. */
 static void start_next(void)
 {
 	int ends[2];
 
-	if (next_sshd >= 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
+	if (next_server >= 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
 		return;
 
 	pid_t child = fork();
 
 	if (child == 0)
-		become_sshd(ends[1]);
+		become_server(ends[1]);
 	close(ends[1]);
 	if (child < 0) {
 		close(ends[0]);
 		return;
 	}
-	next_sshd = ends[0];
+	next_server = ends[0];
 
-	struct pollfd banner = { .fd = next_sshd, .events = POLLIN };
+	struct pollfd banner = { .fd = next_server, .events = POLLIN };
 
 	if (poll(&banner, 1, 30 * 1000) == 1 && (banner.revents & POLLIN))
 		close(open(WARM, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
@@ -93,18 +100,29 @@ static bool pass(int from, int to)
 }
 
 /* Carry bytes both ways until either side is done. */
-static _Noreturn void relay(int client, int sshd)
+static _Noreturn void relay(int client, int server)
 {
-	struct pollfd ends[2] = { { .fd = client, .events = POLLIN }, { .fd = sshd, .events = POLLIN } };
+	struct pollfd ends[2] = { { .fd = client, .events = POLLIN }, { .fd = server, .events = POLLIN } };
 
 	for (;;) {
 		if (poll(ends, 2, -1) < 0 && errno != EINTR)
 			_exit(1);
-		if (ends[0].revents && !pass(client, sshd))
-			shutdown(sshd, SHUT_WR), ends[0].fd = -1;
-		if (ends[1].revents && !pass(sshd, client))
+		if (ends[0].revents && !pass(client, server))
+			shutdown(server, SHUT_WR), ends[0].fd = -1;
+		if (ends[1].revents && !pass(server, client))
 			_exit(0);
 	}
+}
+
+/* It was killed, or has given up: dropbear waits 300 s for a login. */
+static void forget_dead(void)
+{
+	struct pollfd end = { .fd = next_server, .events = POLLIN };
+
+	if (next_server < 0 || poll(&end, 1, 0) < 1 || !(end.revents & POLLHUP))
+		return;
+	close(next_server);
+	next_server = -1;
 }
 
 static void serve(int client)
@@ -112,11 +130,12 @@ static void serve(int client)
 	const int on = 1;
 
 	setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	forget_dead();
 	start_next();
-	if (next_sshd >= 0 && fork() == 0)
-		relay(client, next_sshd);
-	close(next_sshd);
-	next_sshd = -1;
+	if (next_server >= 0 && fork() == 0)
+		relay(client, next_server);
+	close(next_server);
+	next_server = -1;
 	unlink(WARM);
 }
 

@@ -244,8 +244,7 @@ def write_initramfs(recipe: Recipe, identity: Identity, target: Path) -> None:
     segment = run_segment(
         {
             "authorized_keys": identity.client_public.encode(),
-            "ssh_host_ed25519_key": identity.host_private.encode(),
-            "ssh_host_ed25519_key.pub": identity.host_public.encode(),
+            "host_key": identity.host_file,
             "boot.env": settings().encode(),
         }
     )

@@ -39,7 +39,7 @@ _WAITER = re.compile(r"^/proc/(\d+)/task/\d+ (.+) state (\S) wchan (\S+)$", re.M
 _WAY_IN = (
     "for i in /sys/class/net/*; do [ ! -e $i/device ] || "
     'echo "net $(cat $i/operstate) $(ip -4 -br addr show dev ${i##*/} | wc -w)"; done; '
-    "pidof door sshd >/dev/null && echo sshd"
+    "pidof door dropbear >/dev/null && echo server"
 )
 _KILLED = re.compile(r"(?:Out of memory|Memory cgroup out of memory): (Killed process[^\n,]*)")
 
@@ -98,7 +98,7 @@ def cut_off(guest: Guest, since: int) -> GuestLost | None:
     ways = [line.split() for line in said if line.startswith("net ")]
     if not any(state in {"up", "unknown"} and int(words) > 2 for _, state, words in ways):
         return GuestUnreachable("the guest's network is down", hint="its serial shell answers")
-    if "sshd" not in said:
+    if "server" not in said:
         return GuestUnreachable("the guest's SSH server is gone", hint="its serial shell answers")
     return None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,15 @@ class Identity:
     def generate(cls) -> Identity:
         """Make fresh Ed25519 keys; nothing of the user's is read."""
         return cls(*_pair(), *_pair())
+
+    @property
+    def host_file(self) -> bytes:
+        """The server's key as dropbear reads it (2022.83, buf_put_ed25519_priv_key)."""
+        key = load_ssh_private_key(self.host_private.encode(), None)
+        assert isinstance(key, Ed25519PrivateKey)
+        pair = key.private_bytes_raw() + key.public_key().public_bytes_raw()
+        name = b"ssh-ed25519"
+        return b"".join(len(part).to_bytes(4, "big") + part for part in (name, pair))
 
     @property
     def client_key(self) -> paramiko.PKey:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
 import select
 import shlex
 import socket
@@ -30,6 +31,8 @@ _AFTERMATH = 1.0
 #: How much longer than a deadline paramiko may take to notice it, in seconds.
 _GRACE = 2.0
 
+#: A longer command goes to a file, in bytes: the guest's dropbear takes 9000 (2022.83).
+_COMMAND = 8192
 #: What of a command a message has room for, in characters.
 _NAME = 200
 
@@ -111,6 +114,7 @@ class Ssh:
         #: Called when a command has been silent for ``patience`` seconds; raises what is wrong.
         self.on_silence: Callable[[], None] = lambda: None
         self.patience = 10.0
+        self._scripts = itertools.count()
 
     def connect(self, timeout: float) -> None:
         """Log in.  GuestLost: refused, another host key, or no answer within ``timeout`` seconds.
@@ -199,9 +203,12 @@ class Ssh:
         """
         self._check()  # a guest that is dead already would only be noticed after the deadline
         begun = time.monotonic()
+        sent = command
+        if len(command.encode()) > _COMMAND:
+            sent = f". {self._script(command, timeout)}"
         out, err = _Capture(on_stdout), _Capture(on_stderr)
         try:
-            channel = self._attend(lambda: self._open(command, timeout), begun + timeout)
+            channel = self._attend(lambda: self._open(sent, timeout), begun + timeout)
             with contextlib.closing(channel):
                 if stdin is not None:
                     channel.settimeout(timeout)
@@ -226,6 +233,14 @@ class Ssh:
             self._died()
             status = 255
         return Result(command, status, out.text(), err.text(), time.monotonic() - begun)
+
+    def _script(self, command: str, timeout: float) -> str:
+        """Write a command to a file of the guest and return its path."""
+        path = f"/run/nvh/command-{next(self._scripts)}"
+        done = self.run(f"cat > {path}", timeout=timeout, stdin=command.encode())
+        if done.status != 0:
+            raise GuestLost(f"cannot write {path} in the guest: {done.stderr.strip()}")
+        return path
 
     def _open(self, command: str, timeout: float) -> paramiko.Channel:
         transport = self.transport

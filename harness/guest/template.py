@@ -31,7 +31,7 @@ from harness.spec import Machine
 log = logging.getLogger(__name__)
 
 #: Raise it when a template is made in another way from the same inputs.
-_RECIPE = "4"
+_RECIPE = "5"
 KIND = "template"
 #: The kind of what is known not to be migratable; its one file says why.
 REFUSED = "template-refused"
@@ -256,7 +256,7 @@ def prepare(guest: Guest) -> None:
     guest.run("modprobe -a vfio-pci ext4 xfs 2>/dev/null; sync; true", timeout=60.0)
 
 
-#: Waits until resume has noted the devices' configuration, has the SSH port start the next sshd
+#: Waits until resume has noted the devices' configuration, has the SSH port start the next server
 #: and, when that one is warm, stops it until the clone's random generator is reseeded.
 _SETTLE = """
 pid=$(cat /run/nvh/door.pid)
@@ -268,7 +268,7 @@ for try in $(seq 600); do [ ! -e /run/nvh/warm ] || break; sleep 0.05; done
 
 
 def _wait_for_resume(guest: Guest) -> None:
-    """Leave the guest with an sshd ready and its serial shell waiting for a clone's first line."""
+    """Leave the guest with an SSH server and a serial shell that wait for a clone's first words."""
     addresses = provision.pci_addresses(guest.vm)
     present = [addresses[device.name] for device in guest.machine.pci if not device.port]
     guest.vm.shell.sendall(f"/run/nvh/resume {' '.join(present)}\n".encode())

@@ -73,7 +73,7 @@ def run_segment(files: Mapping[str, bytes]) -> bytes:
 
 
 #: What of guest-images/init is built into the archive; programs end in .c.
-SOURCES = ("init.c", "door.c", "log.c", "mount.c", "resume.c", "rc", "sshd_config")
+SOURCES = ("init.c", "door.c", "log.c", "mount.c", "resume.c", "rc")
 
 
 def sources() -> dict[str, bytes]:
