@@ -225,6 +225,17 @@ def test_the_harness_key_is_the_only_way_in(shared: Guest) -> None:
             stranger.auth_publickey("root", Identity.generate().client_key)
 
 
+def test_a_server_that_died_while_it_waited_is_replaced(shared: Guest) -> None:
+    shared.run(
+        "kill -HUP $(cat /run/nvh/door.pid); "
+        "until [ -e /run/nvh/warm ]; do sleep 0.05; done; pkill -9 -n -x dropbear"
+    )
+    with paramiko.Transport(("127.0.0.1", shared.ssh.port)) as client:
+        client.start_client(timeout=60)
+        assert client.get_remote_server_key().get_name() == "ssh-ed25519"
+    assert shared.run("echo still here").stdout == "still here\n"
+
+
 def test_the_ssh_port_leads_to_no_other(shared: Guest) -> None:
     transport = shared.ssh.transport
     assert transport is not None
