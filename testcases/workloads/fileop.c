@@ -184,17 +184,9 @@ bool fileop_wait(struct fileop_child *child, double seconds)
 
 bool fileop_kill(struct fileop_child *child, double seconds)
 {
-	double until = nvh_now() + seconds;
-
-	if (!child->reaped)
-		kill(child->pid, SIGKILL);
-	while (!child->reaped) {
-		if (waitpid(child->pid, &child->status, WNOHANG) == child->pid)
-			child->reaped = true;
-		else if (nvh_now() > until)
-			return false;
-		else
-			nvh_sleep(0.005);
-	}
-	return true;
+	if (child->reaped)
+		return true;
+	kill(child->pid, SIGKILL);
+	child->reaped = nvh_child_ends(child->pid, seconds, &child->status, NULL);
+	return child->reaped;
 }
