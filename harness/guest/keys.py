@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Identity:
     @property
     def host_file(self) -> bytes:
         """The server's key as dropbear reads it (2022.83, buf_put_ed25519_priv_key)."""
-        key = load_ssh_private_key(self.host_private.encode(), None)
+        key = serialization.load_ssh_private_key(self.host_private.encode(), None)
         assert isinstance(key, Ed25519PrivateKey)
         pair = key.private_bytes_raw() + key.public_key().public_bytes_raw()
         name = b"ssh-ed25519"

@@ -237,10 +237,13 @@ class Ssh:
     def _script(self, command: str, timeout: float) -> str:
         """Write a command to a file of the guest and return its path."""
         path = f"/run/nvh/command-{next(self._scripts)}"
-        done = self.run(f"cat > {path}", timeout=timeout, stdin=command.encode())
+        self._write(f"cat > {path}", path, command.encode(), timeout)
+        return path
+
+    def _write(self, command: str, path: str, data: bytes, timeout: float) -> None:
+        done = self.run(command, timeout=timeout, stdin=data)
         if done.status != 0:
             raise GuestLost(f"cannot write {path} in the guest: {done.stderr.strip()}")
-        return path
 
     def _open(self, command: str, timeout: float) -> paramiko.Channel:
         transport = self.transport
@@ -332,13 +335,8 @@ class Ssh:
         """Copy a file into the guest (through a shell: no SFTP round trips)."""
         folder = shlex.quote(remote.rsplit("/", 1)[0] or "/")
         target = shlex.quote(remote)
-        done = self.run(
-            f"mkdir -p {folder} && cat > {target} && chmod {mode:o} {target}",
-            timeout=60.0,
-            stdin=local.read_bytes(),
-        )
-        if done.status != 0:
-            raise GuestLost(f"cannot write {remote} in the guest: {done.stderr.strip()}")
+        command = f"mkdir -p {folder} && cat > {target} && chmod {mode:o} {target}"
+        self._write(command, remote, local.read_bytes(), timeout=60.0)
 
     def interactive(self) -> Any:
         """Return fabric's connection, for an interactive shell."""
