@@ -57,11 +57,28 @@ static _Noreturn void become_server(int fd)
 	_exit(127);
 }
 
+static void forget_next(void)
+{
+	close(next_server);
+	next_server = -1;
+	unlink(WARM);
+}
+
+/* Whether the waiting server was killed, or has given up: dropbear waits 300 s for a login. */
+static bool next_is_dead(void)
+{
+	struct pollfd end = { .fd = next_server, .events = POLLIN };
+
+	return next_server >= 0 && poll(&end, 1, 0) == 1 && (end.revents & POLLHUP);
+}
+
 /* Start a server and wait until its banner can be read, which the client will do. */
 static void start_next(void)
 {
 	int ends[2];
 
+	if (next_is_dead())
+		forget_next();
 	if (next_server >= 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
 		return;
 
@@ -114,29 +131,15 @@ static _Noreturn void relay(int client, int server)
 	}
 }
 
-/* It was killed, or has given up: dropbear waits 300 s for a login. */
-static void forget_dead(void)
-{
-	struct pollfd end = { .fd = next_server, .events = POLLIN };
-
-	if (next_server < 0 || poll(&end, 1, 0) < 1 || !(end.revents & POLLHUP))
-		return;
-	close(next_server);
-	next_server = -1;
-}
-
 static void serve(int client)
 {
 	const int on = 1;
 
 	setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-	forget_dead();
 	start_next();
 	if (next_server >= 0 && fork() == 0)
 		relay(client, next_server);
-	close(next_server);
-	next_server = -1;
-	unlink(WARM);
+	forget_next();
 }
 
 int main(void)
