@@ -206,6 +206,9 @@ class Ssh:
         sent = command
         if len(command.encode()) > _COMMAND:
             sent = f". {self._script(command, timeout)}"
+        # A shell that execs its last command leaves a death by a signal to SSH's exit-signal, of
+        # which paramiko does not tell.
+        sent += "\nexit $?"
         out, err = _Capture(on_stdout), _Capture(on_stderr)
         try:
             channel = self._attend(lambda: self._open(sent, timeout), begun + timeout)
