@@ -38,6 +38,7 @@ class Namespace:
     align: int  # bytes: 4 KiB, 2 MiB or 1 GiB
     map: str  # where struct pages live: "mem" or "dev"
     filesystem: str = ""  # made on it before the first test, not mounted
+    mkfs: tuple[str, ...] = ()  # for mkfs, besides the harness's own options
 
 
 @dataclass(frozen=True)
@@ -227,12 +228,15 @@ def _namespace(table: Table) -> Namespace:
     align = table.size("align", "2M")
     where = table.choice("map", ("mem", "dev"), "mem")
     filesystem = table.choice("filesystem", ("ext4", "xfs", ""), "")
+    mkfs = table.strings("mkfs")
     table.done()
     if filesystem and mode != "fsdax":
         raise table.error("filesystem", f"a {mode} namespace is given none", hint="remove the key")
+    if mkfs and not filesystem:
+        raise table.error("mkfs", "there is no file system to make", hint="set filesystem")
     if align not in (4096, 2 * MIB, GIB):
         raise table.error("align", f"{format_size(align)} is not 4K, 2M or 1G")
-    return Namespace(mode, align, where, filesystem)
+    return Namespace(mode, align, where, filesystem, mkfs)
 
 
 def _check_size(table: Table, dimm: Nvdimm) -> None:

@@ -27,6 +27,7 @@ from harness.guest import Guest
 from harness.guest import template as templates
 from harness.guest.boot import Recipe
 from harness.guest.clone import cloned, prove
+from harness.guest.filesystem import MKFS
 from harness.guest.ssh import CommandTimeout
 from harness.guest.template import Template
 from harness.images.store import Store, file_hash, in_use
@@ -58,6 +59,27 @@ def started(template: Template, folder: Path) -> Guest:
 
 def checksums(template: Template) -> dict[str, str]:
     return {file.name: file_hash(file) for file in template.path.iterdir() if file.is_file()}
+
+
+def test_a_file_system_that_is_there_is_used_once_and_for_no_other_options(
+    template: Template, tmp_path: Path
+) -> None:
+    with cloned(template, tmp_path) as guest:
+        space = guest.namespace("fsdax0")
+        assert space.mkfs == (*MKFS["ext4"], "-E", "stride=512,stripe-width=512")
+        uuids = [uuid(guest, space.device)]
+        for mkfs in (space.mkfs, space.mkfs, (), ("-b", "4096")):
+            with guest.mounted(space, "ext4", mkfs=mkfs):
+                uuids.append(uuid(guest, space.device))
+        assert uuids[0] == uuids[1]
+        assert len(set(uuids)) == 4  # the others were made
+        plain = ("-m", "reflink=0")
+        with guest.mounted(guest.namespace("fsdax1"), "xfs", mkfs=plain) as mount:
+            assert "sunit" not in mount.options
+
+
+def uuid(guest: Guest, device: str) -> str:
+    return guest.run(f"tune2fs -l {device} | grep UUID").stdout
 
 
 def test_a_clone_is_private_and_its_template_is_never_written(

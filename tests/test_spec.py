@@ -45,6 +45,13 @@ def test_defaults_of_an_nvdimm(machine_of: Load) -> None:
     assert (one.namespace.align, one.namespace.map) == (2 * MIB, "mem")
 
 
+def test_a_file_system_and_what_else_mkfs_is_told(machine_of: Load) -> None:
+    more = 'filesystem = "xfs"\nmkfs = ["-d", "su=2m,sw=1"]'
+    one = machine_of(dimm(more=namespace(more=more))).nvdimm("p0").namespace
+    assert one is not None
+    assert (one.filesystem, one.mkfs) == ("xfs", ("-d", "su=2m,sw=1"))
+
+
 def test_a_region_without_namespace(machine_of: Load) -> None:
     assert machine_of(dimm()).nvdimm("p0").namespace is None
 
@@ -180,6 +187,11 @@ def test_the_digest_tells_machines_apart(machine_of: Load) -> None:
             dimm(more=namespace("raw", 'map = "dev"')),
             "[nvdimm #1.namespace] map",
             "a raw namespace has no struct pages",
+        ),
+        (
+            dimm(more=namespace(more='mkfs = ["-K"]')),
+            "[nvdimm #1.namespace] mkfs",
+            "no file system to make (set filesystem)",
         ),
         (
             '[[pci]]\nname = "d"\ndevice = "nvme"\non_demand = true',

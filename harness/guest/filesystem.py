@@ -56,15 +56,16 @@ def make_all(
     """
     made = dict(namespaces)
     for dimm in machine.nvdimms:
-        fstype = dimm.namespace.filesystem if dimm.namespace else ""
-        if not fstype:
+        if dimm.namespace is None or not dimm.namespace.filesystem:
             continue
+        fstype = dimm.namespace.filesystem
         space = namespaces[dimm.name]
-        done = run(make_command(fstype, space.device, ()), timeout=NDCTL_TIMEOUT, check=False)
+        options = (*MKFS[fstype], *dimm.namespace.mkfs)
+        done = run(make_command(fstype, space.device, options), timeout=NDCTL_TIMEOUT, check=False)
         if done.status != 0:
             words = done.stderr.strip().splitlines() or ["it said nothing"]
             raise GuestLost(f"{fstype} could not be made on {dimm.name}: {words[-1]}")
-        made[dimm.name] = dataclasses.replace(space, filesystem=fstype)
+        made[dimm.name] = dataclasses.replace(space, filesystem=fstype, mkfs=options)
     return made
 
 

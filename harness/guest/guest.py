@@ -226,9 +226,10 @@ class Guest:
         """Mount a file system, made for this, and say what it is; it is unmounted after the block.
 
         ``dax`` is the mount option's value (always, never, inode), None for no option; ``mkfs``
-        takes the place of filesystem.MKFS, None says that it is there already, from before a power
-        cut.  Whether the mount really is DAX is told by ``is_dax`` from statx(2) on a fresh file:
-        ext4 and xfs mount with a mere warning, or fall back, where DAX is not to be had.
+        takes the place of the machine's options or filesystem.MKFS, None says that it is there
+        already, from before a power cut.  Whether the mount really is DAX is told by ``is_dax``
+        from statx(2) on a fresh file: ext4 and xfs mount with a mere warning, or fall back, where
+        DAX is not to be had.
         """
         path = f"/mnt/{namespace.name}"
         command = filesystem.mount_command(fstype, namespace.device, path, dax)
@@ -237,8 +238,13 @@ class Guest:
         if mkfs is None:
             command = modprobe + command
         # The one that provisioning made is as good as new, once.
-        elif mkfs or namespace.filesystem != fstype or namespace.name in self._mounted:
-            make = filesystem.make_command(fstype, namespace.device, mkfs)
+        elif (
+            namespace.filesystem != fstype
+            or tuple(mkfs) not in ((), namespace.mkfs)
+            or namespace.name in self._mounted
+        ):
+            words = mkfs or (namespace.mkfs if namespace.filesystem == fstype else ())
+            make = filesystem.make_command(fstype, namespace.device, words)
             command = f"{modprobe}{make} >&2 && {command}"
         self._mounted.add(namespace.name)
         done = self.run(command, timeout=60.0)
