@@ -429,7 +429,8 @@ def guest_pool(lab: Lab, folder: Path, *, evidence: Path | None = None) -> Itera
 
     ``folder`` takes a folder for each guest, ``evidence`` what the first boot left to read.
     """
-    pool = GuestPool(lab, folder, evidence=evidence)
+    # Two: while tests sleep or wait for a device, there is time for a second one.
+    pool = GuestPool(lab, folder, evidence=evidence, ahead=2)
     try:
         yield pool
     finally:

@@ -37,6 +37,7 @@ def test_a_guest_that_fills_the_share_leaves_none_until_it_rests(
     busy: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cores, "share", lambda: 1.0)
+    monkeypatch.setattr(cores, "idle", lambda: 0.0)
     assert not returns_within(3)
     busy.send_signal(signal.SIGSTOP)
     assert returns_within(3)
@@ -48,6 +49,24 @@ def test_beside_one_guest_a_second_core_is_free(
     monkeypatch.setattr(cores, "share", lambda: 2.0)
     assert busy.poll() is None
     assert returns_within(3)
+
+
+@pytest.mark.parametrize(("unused", "free"), [(0.4, False), (0.6, True)])
+def test_half_a_core_that_nobody_uses_will_do(
+    busy: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, unused: float, free: bool
+) -> None:
+    monkeypatch.setattr(cores, "share", lambda: 1.0)
+    monkeypatch.setattr(cores, "idle", lambda: unused * time.monotonic())
+    assert busy.poll() is None
+    assert returns_within(3) == free
+
+
+def test_the_time_that_cores_idle_grows_no_faster_than_time() -> None:
+    before, begun = cores.idle(), time.monotonic()
+    time.sleep(0.3)
+    grown = cores.idle() - before
+    tick = len(os.sched_getaffinity(0)) * 0.05
+    assert 0 <= grown <= (time.monotonic() - begun) * len(os.sched_getaffinity(0)) + tick
 
 
 def test_what_is_waited_for_anyway_is_not_held_up() -> None:
