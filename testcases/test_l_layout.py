@@ -207,6 +207,7 @@ def test_l5_operation_ends_with_the_io(
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_l5_operations_end_with_the_io_of_null_blk(guest: Guest, case: Case) -> None:
     """As above, for I/O that ends in an interrupt."""
     slow = null_blk(guest, case)

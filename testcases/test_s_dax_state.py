@@ -297,6 +297,7 @@ def test_s6_map_sync_on_the_root_file_system(guest: Guest, case: Case) -> None:
     case.expect("sync_without", facts["sync"])
 
 
+@pytest.mark.long
 def test_s7_what_is_synced_outlives_a_power_cut(
     guest: Guest, case: Case, power_cycle: Callable[[], Guest]
 ) -> None:

@@ -112,7 +112,7 @@ def selected(expression: str) -> list[str]:
     return [item.nodeid for item in _collect(root, args, [*where, "-k", expression]).items]
 
 
-@dataclass
+@dataclass(eq=False)  # pluggy keeps plugins in sets
 class _Collected:
     """What pytest found, noted as its plugin."""
 
