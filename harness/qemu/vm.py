@@ -79,6 +79,7 @@ class Vm:
         self._stopping = False
         self._resumed = False
         self._stopped_since: float | None = None
+        self._asked = float("-inf")  # when its process was looked at last
         self._looked = 0  # up to here the console holds no lockup
         self._lockup: GuestLockup | None = None
 
@@ -137,6 +138,10 @@ class Vm:
 
     def _stall(self) -> HostStall | None:
         """Say that somebody has stopped QEMU's process."""
+        now = time.monotonic()
+        if now - self._asked < STALL / 8:
+            return None
+        self._asked = now
         try:
             stat = Path(f"/proc/{self.child.pid}/stat").read_text()
         except OSError:
@@ -144,7 +149,6 @@ class Vm:
         if stat.rpartition(")")[2].split()[0] not in "Tt":
             self._stopped_since = None
             return None
-        now = time.monotonic()
         self._stopped_since = self._stopped_since or now
         if now - self._stopped_since < STALL:
             return None
