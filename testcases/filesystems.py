@@ -23,7 +23,7 @@ _STILL_MOUNTED = 99
 # In the shell alone: under TCG a program costs what the whole of a small check does.
 _CHECK = f"""
 while read -r _ path _; do [ "$path" != {{path}} ] || exit {_STILL_MOUNTED}; done </proc/mounts
-exec {{program}} {{device}} 2>&1
+{{program}} {{device}} 2>&1
 """
 
 

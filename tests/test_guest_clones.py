@@ -34,6 +34,7 @@ from harness.images.store import Store, file_hash, in_use
 from harness.lab import Lab, Options
 from harness.observe import Observer
 from harness.pool import GuestPool, Wish
+from testcases.filesystems import ALIGNED, NAMES, NAMESPACE
 
 pytestmark = pytest.mark.guest
 
@@ -66,7 +67,12 @@ def test_a_file_system_that_is_there_is_used_once_and_for_no_other_options(
 ) -> None:
     with cloned(template, tmp_path) as guest:
         space = guest.namespace("fsdax0")
-        assert space.mkfs == (*MKFS["ext4"], "-E", "stride=512,stripe-width=512")
+        for fs in NAMES:  # what the testcases ask for is there
+            assert guest.namespace(NAMESPACE[fs]).mkfs == (*MKFS[fs], *ALIGNED[fs])
+        # Nothing is left for the kernel to zero behind a test's back.
+        groups = guest.run(f"dumpe2fs {space.device} 2>/dev/null | grep '^Group [0-9]'")
+        assert groups.stdout.count("ITABLE_ZEROED") == groups.stdout.count("Group") > 0
+        assert "RAID stride" in guest.run(f"tune2fs -l {space.device}").stdout
         uuids = [uuid(guest, space.device)]
         for mkfs in (space.mkfs, space.mkfs, (), ("-b", "4096")):
             with guest.mounted(space, "ext4", mkfs=mkfs):

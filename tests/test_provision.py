@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import GuestLost
-from harness.guest import provision
+from harness.guest import filesystem, provision
 from harness.guest.ssh import Result
 from harness.qemu.vm import Vm
 from harness.spec import Machine
@@ -85,3 +85,26 @@ def test_a_namespace_that_did_not_come_back_is_told(
     )
     with pytest.raises(GuestLost, match=words):
         provision.create_namespaces(machine, says(listed), existing=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        (("-b", "4096"), "mkfs.ext4 -qF -b 4096 /dev/pmem0"),
+        (("-E", "a=1", "-N", "9"), "mkfs.ext4 -qF -N 9 -E a=1 /dev/pmem0"),
+        (("-E", "a=1", "-N", "9", "-E", "b"), "mkfs.ext4 -qF -N 9 -E a=1,b /dev/pmem0"),
+    ],
+)
+def test_mkfs_is_told_all_extended_options_at_once(words: tuple[str, ...], made: str) -> None:
+    assert filesystem.make_command("ext4", "/dev/pmem0", words) == made
+
+
+def test_the_machines_options_for_mkfs_are_for_its_own_file_system(
+    machine_of: Callable[[str], Machine],
+) -> None:
+    machine = machine_of(
+        '[[nvdimm]]\nname = "p0"\nsize = "66M"\n[nvdimm.namespace]\nmode = "fsdax"\n'
+        'filesystem = "xfs"\nmkfs = ["-K"]\n'
+    )
+    assert filesystem.options(machine, "p0", "xfs") == (*filesystem.MKFS["xfs"], "-K")
+    assert filesystem.options(machine, "p0", "ext4") == filesystem.MKFS["ext4"]

@@ -43,8 +43,23 @@ class Mount:
 
 def make_command(fstype: str, device: str, options: Sequence[str]) -> str:
     """Return the shell command that makes a file system."""
-    words = options or MKFS.get(fstype, ())
+    words = _one_extended(options or MKFS.get(fstype, ()))
     return f"mkfs.{fstype} {_FORCE.get(fstype, '')} {shlex.join(words)} {device}"
+
+
+def _one_extended(words: Sequence[str]) -> list[str]:
+    """Return mkfs's options with the values of all -E in one: mke2fs heeds the last alone."""
+    given = [index for index, word in enumerate(words[:-1]) if word == "-E"]
+    values = [words[index + 1] for index in given]
+    left = [word for index, word in enumerate(words) if not {index, index - 1} & set(given)]
+    return [*left, "-E", ",".join(values)] if values else left
+
+
+def options(machine: Machine, nvdimm: str, fstype: str) -> tuple[str, ...]:
+    """Return the options that a machine's file system is made with, of another kind the usual."""
+    described = machine.nvdimm(nvdimm).namespace
+    own = described.mkfs if described and described.filesystem == fstype else ()
+    return (*MKFS.get(fstype, ()), *own)
 
 
 def make_all(
@@ -60,12 +75,13 @@ def make_all(
             continue
         fstype = dimm.namespace.filesystem
         space = namespaces[dimm.name]
-        options = (*MKFS[fstype], *dimm.namespace.mkfs)
-        done = run(make_command(fstype, space.device, options), timeout=NDCTL_TIMEOUT, check=False)
+        words = options(machine, dimm.name, fstype)
+        done = run(make_command(fstype, space.device, words), timeout=NDCTL_TIMEOUT, check=False)
         if done.status != 0:
-            words = done.stderr.strip().splitlines() or ["it said nothing"]
-            raise GuestLost(f"{fstype} could not be made on {dimm.name}: {words[-1]}")
-        made[dimm.name] = dataclasses.replace(space, filesystem=fstype, mkfs=options)
+            said = done.stderr.strip().splitlines() or ["it said nothing"]
+            # mkfs.xfs tells how it is used after what is wrong.
+            raise GuestLost(f"{fstype} could not be made on {dimm.name}: {said[0]}")
+        made[dimm.name] = dataclasses.replace(space, filesystem=fstype, mkfs=words)
     return made
 
 

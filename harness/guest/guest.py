@@ -243,7 +243,7 @@ class Guest:
             or tuple(mkfs) not in ((), namespace.mkfs)
             or namespace.name in self._mounted
         ):
-            words = mkfs or (namespace.mkfs if namespace.filesystem == fstype else ())
+            words = mkfs or filesystem.options(self.machine, namespace.name, fstype)
             make = filesystem.make_command(fstype, namespace.device, words)
             command = f"{modprobe}{make} >&2 && {command}"
         self._mounted.add(namespace.name)
