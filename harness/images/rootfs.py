@@ -66,13 +66,22 @@ def entry(
         progress(f"building the root image{what} from {release.name} {suite}; takes {time}")
         _bootstrap(suite, target, more, progress)
 
-    key = hash_of("root", suite, *packages(), hook().read_bytes(), *command("", "", "", more))
+    key = hash_of(
+        "root",
+        suite,
+        *packages(),
+        hook().read_bytes(),
+        *command("", "", "", more, ubuntu=release.name == "ubuntu"),
+    )
     return store.get("root", key, build, verify=verify)
 
 
-def command(program: str, suite: str, image: str, extra: Sequence[str] = ()) -> list[str]:
+def command(
+    program: str, suite: str, image: str, extra: Sequence[str] = (), *, ubuntu: bool = False
+) -> list[str]:
     """Return mmdebstrap's arguments without what depends on the host's apt and mirror."""
     argv = [program, "--variant=essential", "--format=null", "--mode=auto"]
+    argv += ["--components=main,universe"] if ubuntu else []  # dropbear is in universe
     argv += ["--include=" + ",".join([*packages(), *extra])]
     argv += [f'--aptopt={name} "{value}"' for name, value in _APT.items()]
     argv += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _EXCLUDED]
@@ -84,7 +93,8 @@ def command(program: str, suite: str, image: str, extra: Sequence[str] = ()) -> 
 
 def _bootstrap(suite: str, target: Path, extra: Sequence[str], say: Progress) -> None:
     program = process.find("mmdebstrap", package="mmdebstrap")
-    argv = command(program, suite, str(target / IMAGE), extra)
+    ubuntu = distribution.host_release().name == "ubuntu"
+    argv = command(program, suite, str(target / IMAGE), extra, ubuntu=ubuntu)
     # mmdebstrap runs apt without the host's configuration: proxies and the like go along.
     argv[1:1] = [f"--aptopt={line.rstrip(';')}" for line in apt.host_options()]
     if named := distribution.named_mirror(distribution.host_release().name):
