@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import classify, crosstalk, guests, peers, trivial
 from benchmarks.figures import Figure, lines, ratio, record
-from harness import paths, ui
+from harness import paths, pool, ui
 from harness.errors import HarnessError
 from harness.lab import Lab, Options
 
@@ -71,7 +71,7 @@ def _measured(
     if peer is not None:
         yield peer
         yield ratio("clone against virtme-ng", peer, first, goal=10.0)
-    for ahead in (0, 1):
+    for ahead in (0, pool.AHEAD):
         shown.say(f"trivial tests, {ahead} ahead")
         yield trivial.trivial_tests(
             folder / "trivial", args.runs, ahead=ahead, kernel=args.kernel, accel=args.accel

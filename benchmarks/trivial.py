@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 
 #: A tree of its own, whose conftest times each test from its set-up to its record.
 _CONFTEST = """
-import functools, json, time
+import json, time
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ import harness.pool
 
 ROOT = Path(__file__).parent
 harness.paths.source_tree = lambda: ROOT
-harness.pool.GuestPool = functools.partial(harness.pool.GuestPool, ahead={ahead})
+harness.pool.AHEAD = {ahead}
 pytest_plugins = ["harness.pytest_plugin"]
 pool = None
 

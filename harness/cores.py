@@ -12,6 +12,7 @@ from harness import process
 
 #: How long the guests are looked at, in seconds.
 SAMPLE = 0.1
+_STAT = Path("/proc/stat")
 
 
 def share() -> float:
@@ -37,7 +38,7 @@ def demand() -> float:
 def idle() -> float:
     """Return for how long the host's cores had nothing to do, in seconds, those that are ours."""
     ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    lines = [line.split() for line in _STAT.read_text().splitlines()]
     # The fifth is waiting for a disk.
     ticks = sum(int(words[4]) + int(words[5]) for words in lines if words[0] in ours)
     return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,7 +1,7 @@
 """Guests for tests: a fresh clone for each, a cold boot or a shared guest where one is asked for.
 
-The next clone is started, and its SSH session opened, while a test still runs and a core and memory
-are free, so that a test rarely waits.  A clone is handed out once and killed afterwards.
+The next clones are started, and their SSH sessions opened, while a test still runs and a core and
+memory are free, so that a test rarely waits.  A clone is handed out once and killed afterwards.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ ISOLATIONS = ("clone", "boot", "shared")
 
 #: What a guest may cost the host beyond its machine's RAM, in bytes: QEMU and NVDIMM pages.
 OVERHEAD = 512 << 20
+#: How many clones are started ahead of the test that runs: while it sleeps or waits for a device,
+#: there is time for a second one.
+AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class GuestPool:
     ) -> Iterator[Guest]:
         """Hand out a guest for as long as the block lasts.
 
-        ``then`` is what will be asked for next: a clone for it is started meanwhile.  ``keep`` is
+        ``then`` is what will be asked for next: clones for it are started meanwhile.  ``keep`` is
         told of a clone whose block is over.
         """
         recipe = self._recipe(wish)
@@ -429,8 +432,7 @@ def guest_pool(lab: Lab, folder: Path, *, evidence: Path | None = None) -> Itera
 
     ``folder`` takes a folder for each guest, ``evidence`` what the first boot left to read.
     """
-    # Two: while tests sleep or wait for a device, there is time for a second one.
-    pool = GuestPool(lab, folder, evidence=evidence, ahead=2)
+    pool = GuestPool(lab, folder, evidence=evidence, ahead=AHEAD)
     try:
         yield pool
     finally:
