@@ -95,7 +95,7 @@ static void start_next(void)
 
 	struct pollfd banner = { .fd = next_server, .events = POLLIN };
 
-	if (poll(&banner, 1, 30 * 1000) == 1 && (banner.revents & POLLIN))
+	if (poll(&banner, 1, 30 * 1000) == 1 && (banner.revents & (POLLIN | POLLHUP)) == POLLIN)
 		close(open(WARM, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
 }
 

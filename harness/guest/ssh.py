@@ -208,7 +208,7 @@ class Ssh:
             sent = f". {self._script(command, timeout)}"
         # A shell that execs its last command leaves a death by a signal to SSH's exit-signal, of
         # which paramiko does not tell.
-        sent += "\nexit $?"
+        sent += "\n\nexit $?"  # the empty line is for one that ends in a backslash
         out, err = _Capture(on_stdout), _Capture(on_stderr)
         try:
             channel = self._attend(lambda: self._open(sent, timeout), begun + timeout)

@@ -79,7 +79,7 @@ class Vm:
         self._stopping = False
         self._resumed = False
         self._stopped_since: float | None = None
-        self._asked = float("-inf")  # when its process was looked at last
+        self._asked = float("-inf")  # when its process, which ran, was looked at last
         self._looked = 0  # up to here the console holds no lockup
         self._lockup: GuestLockup | None = None
 
@@ -139,7 +139,7 @@ class Vm:
     def _stall(self) -> HostStall | None:
         """Say that somebody has stopped QEMU's process."""
         now = time.monotonic()
-        if now - self._asked < STALL / 8:
+        if self._stopped_since is None and now - self._asked < STALL / 8:
             return None
         self._asked = now
         try:
