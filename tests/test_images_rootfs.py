@@ -77,7 +77,7 @@ def test_an_image_for_each_set_of_packages(tmp_path: Path, monkeypatch: pytest.M
     assert image("gdb", "fio") == image("fio", usual, "gdb", "fio") != image()
     assert built == [[], ["fio", "gdb"]]
     assert "building the root image with fio, gdb from" in said[1]
-    wanted = rootfs.command("mmdebstrap", "stable", "out", ["fio"])
+    wanted = rootfs.command("mmdebstrap", "stable", "out", ["fio"], ["main"])
     assert f"--include={','.join([*rootfs.packages(), 'fio'])}" in wanted
 
 

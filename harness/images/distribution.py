@@ -141,17 +141,22 @@ def _asked_of_apt() -> dict[str, str]:
     return found
 
 
+def components(name: str) -> tuple[str, ...]:
+    """Return the parts of a distribution's archive that its packages are taken from."""
+    return ("main", "universe") if name == "ubuntu" else ("main",)
+
+
 def sources(release: Release, *, whole: bool = False) -> tuple[str, ...]:
     """Return the sources.list lines of a release with its security updates.
 
     ``whole`` adds its backports, where newer series of the kernel are.
     """
     base = mirror(release.name)
-    suite = release.codename
+    suite, where = release.codename, " ".join(components(release.name))
     if release.name == "ubuntu":
         option = f"deb [signed-by={_keyring('ubuntu-archive-keyring', 'ubuntu-keyring')}]"
         parts = ("", "-updates", "-security")
-        return tuple(f"{option} {base} {suite}{part} main universe" for part in parts)
+        return tuple(f"{option} {base} {suite}{part} {where}" for part in parts)
     option = f"deb [signed-by={_keyring('debian-archive-keyring', 'debian-archive-keyring')}]"
     lines = [f"{option} {base} {suite} main"]
     if not _NO_SECURITY.match(suite):

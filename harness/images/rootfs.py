@@ -71,17 +71,17 @@ def entry(
         suite,
         *packages(),
         hook().read_bytes(),
-        *command("", "", "", more, ubuntu=release.name == "ubuntu"),
+        *command("", "", "", more, distribution.components(release.name)),
     )
     return store.get("root", key, build, verify=verify)
 
 
 def command(
-    program: str, suite: str, image: str, extra: Sequence[str] = (), *, ubuntu: bool = False
+    program: str, suite: str, image: str, extra: Sequence[str], components: Sequence[str]
 ) -> list[str]:
     """Return mmdebstrap's arguments without what depends on the host's apt and mirror."""
     argv = [program, "--variant=essential", "--format=null", "--mode=auto"]
-    argv += ["--components=main,universe"] if ubuntu else []  # dropbear is in universe
+    argv += ["--components=" + ",".join(components)]
     argv += ["--include=" + ",".join([*packages(), *extra])]
     argv += [f'--aptopt={name} "{value}"' for name, value in _APT.items()]
     argv += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _EXCLUDED]
@@ -93,11 +93,11 @@ def command(
 
 def _bootstrap(suite: str, target: Path, extra: Sequence[str], say: Progress) -> None:
     program = process.find("mmdebstrap", package="mmdebstrap")
-    ubuntu = distribution.host_release().name == "ubuntu"
-    argv = command(program, suite, str(target / IMAGE), extra, ubuntu=ubuntu)
+    name = distribution.host_release().name
+    argv = command(program, suite, str(target / IMAGE), extra, distribution.components(name))
     # mmdebstrap runs apt without the host's configuration: proxies and the like go along.
     argv[1:1] = [f"--aptopt={line.rstrip(';')}" for line in apt.host_options()]
-    if named := distribution.named_mirror(distribution.host_release().name):
+    if named := distribution.named_mirror(name):
         argv.append(named)
     with _scratch() as scratch:
         said = scratch / "mmdebstrap.log"
