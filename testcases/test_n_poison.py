@@ -18,18 +18,14 @@ from harness.guest import Guest
 from harness.guest.filesystem import Mount
 from harness.guest.ssh import Result
 from harness.verdict.expectation import Case
-from testcases.filesystems import NAMESPACE, dax_mount, extent_of
+from testcases.filesystems import ALIGNED, NAMESPACE, dax_mount, extent_of
 from testcases.namespaces import file_in_other_group
 from testcases.vfio_steps import aligned
 
 MIB = 1 << 20
 _SHIFT = {"4K": 12, "2M": 21, "1G": 30}
 #: What puts large files on 2 MiB borders, and xfs's map from blocks to files.
-_MKFS = {
-    "ext4": ("-E", "stride=512,stripe-width=512"),
-    "xfs": ("-d", "su=2m,sw=1"),
-    "xfs-rmapbt": ("-d", "su=2m,sw=1", "-m", "rmapbt=1"),
-}
+_MKFS = {**ALIGNED, "xfs-rmapbt": (*ALIGNED["xfs"], "-m", "rmapbt=1")}
 #: A page near the end of the 2 MiB around it: counted from there and not from the start, a page's
 #: place in its file is in other 2 MiB.
 _AT = 509 * 4096

@@ -27,7 +27,7 @@ from harness.guest import Guest
 from harness.guest import template as templates
 from harness.guest.boot import Recipe
 from harness.guest.clone import cloned, prove
-from harness.guest.filesystem import MKFS
+from harness.guest.filesystem import MKFS, options
 from harness.guest.ssh import CommandTimeout
 from harness.guest.template import Template
 from harness.images.store import Store, file_hash, in_use
@@ -68,13 +68,14 @@ def test_a_file_system_that_is_there_is_used_once_and_for_no_other_options(
     with cloned(template, tmp_path) as guest:
         space = guest.namespace("fsdax0")
         for fs in NAMES:  # what the testcases ask for is there
-            assert guest.namespace(NAMESPACE[fs]).mkfs == (*MKFS[fs], *ALIGNED[fs])
+            assert options(guest.machine, NAMESPACE[fs], fs) == (*MKFS[fs], *ALIGNED[fs])
         # Nothing is left for the kernel to zero behind a test's back.
         groups = guest.run(f"dumpe2fs {space.device} 2>/dev/null | grep '^Group [0-9]'")
         assert groups.stdout.count("ITABLE_ZEROED") == groups.stdout.count("Group") > 0
         assert "RAID stride" in guest.run(f"tune2fs -l {space.device}").stdout
         uuids = [uuid(guest, space.device)]
-        for mkfs in (space.mkfs, space.mkfs, (), ("-b", "4096")):
+        there = options(guest.machine, "fsdax0", "ext4")
+        for mkfs in (there, there, (), ("-b", "4096")):
             with guest.mounted(space, "ext4", mkfs=mkfs):
                 uuids.append(uuid(guest, space.device))
         assert uuids[0] == uuids[1]

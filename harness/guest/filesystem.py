@@ -41,10 +41,10 @@ class Mount:
         return bool(self.attributes & STATX_ATTR_DAX)
 
 
-def make_command(fstype: str, device: str, options: Sequence[str]) -> str:
+def make_command(fstype: str, device: str, words: Sequence[str]) -> str:
     """Return the shell command that makes a file system."""
-    words = _one_extended(options or MKFS.get(fstype, ()))
-    return f"mkfs.{fstype} {_FORCE.get(fstype, '')} {shlex.join(words)} {device}"
+    told = shlex.join(_one_extended(words))
+    return f"mkfs.{fstype} {_FORCE.get(fstype, '')} {told} {device}"
 
 
 def _one_extended(words: Sequence[str]) -> list[str]:
@@ -81,7 +81,7 @@ def make_all(
             said = done.stderr.strip().splitlines() or ["it said nothing"]
             # mkfs.xfs tells how it is used after what is wrong.
             raise GuestLost(f"{fstype} could not be made on {dimm.name}: {said[0]}")
-        made[dimm.name] = dataclasses.replace(space, filesystem=fstype, mkfs=words)
+        made[dimm.name] = dataclasses.replace(space, filesystem=fstype)
     return made
 
 

@@ -235,15 +235,12 @@ class Guest:
         command = filesystem.mount_command(fstype, namespace.device, path, dax)
         # modprobe(8) knows of soft dependencies; the kernel's own request comes too late.
         modprobe = f"[ -d /sys/module/{fstype} ] || modprobe -q {fstype}; "
+        usual = filesystem.options(self.machine, namespace.name, fstype)
+        words = tuple(mkfs or usual)
         if mkfs is None:
             command = modprobe + command
         # The one that provisioning made is as good as new, once.
-        elif (
-            namespace.filesystem != fstype
-            or tuple(mkfs) not in ((), namespace.mkfs)
-            or namespace.name in self._mounted
-        ):
-            words = mkfs or filesystem.options(self.machine, namespace.name, fstype)
+        elif namespace.filesystem != fstype or words != usual or namespace.name in self._mounted:
             make = filesystem.make_command(fstype, namespace.device, words)
             command = f"{modprobe}{make} >&2 && {command}"
         self._mounted.add(namespace.name)

@@ -38,7 +38,6 @@ class NamespaceInfo:
     align: int  # bytes; 0 where the mode has none
     size: int  # usable, in bytes
     filesystem: str = ""  # what was made on it, and not mounted yet
-    mkfs: tuple[str, ...] = ()  # the options that it was made with
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from harness.spec import Machine
 log = logging.getLogger(__name__)
 
 #: Raise it when a template is made in another way from the same inputs.
-_RECIPE = "6"
+_RECIPE = "7"
 KIND = "template"
 #: The kind of what is known not to be migratable; its one file says why.
 REFUSED = "template-refused"
@@ -215,10 +215,7 @@ def load(recipe: Recipe, path: Path) -> Template:
             path=path,
             identity=Identity(**info["identity"]),
             facts=info["facts"],
-            namespaces={
-                name: NamespaceInfo(**{**item, "mkfs": tuple(item["mkfs"])})
-                for name, item in info["namespaces"].items()
-            },
+            namespaces={name: NamespaceInfo(**item) for name, item in info["namespaces"].items()},
             workloads=info["workloads"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
