@@ -29,10 +29,11 @@ static void transfer(struct edu *edu, uint64_t iova, size_t count, bool to_memor
 	write64(edu, EDU_DMA_COUNT, count);
 	__sync_synchronize();
 	write64(edu, EDU_DMA_COMMAND, EDU_DMA_START | (to_memory ? EDU_DMA_TO_MEMORY : 0));
+	nvh_sleep(EDU_TRANSFER_SECONDS);
 	while (read64(edu, EDU_DMA_COMMAND) & EDU_DMA_START) {
 		if (nvh_now() > end)
 			nvh_bail("edu's DMA does not end within 10 s");
-		nvh_sleep(0.005);
+		nvh_sleep(0.002);
 	}
 	__sync_synchronize();
 }

@@ -34,6 +34,9 @@ enum {
 #define EDU_IOVA_END 0x10000000ULL
 /* The device's buffer is 4096 bytes, and QEMU 7.2 aborts on a transfer of all of them. */
 #define EDU_MAX 4088
+/* What every transfer takes, by QEMU's timer (hw/misc/edu.c, dma_rw()): before that there is nothing
+ * to look for. */
+#define EDU_TRANSFER_SECONDS 0.1
 
 /* A window of ordinary memory, mapped for the device, through which data come and go. */
 struct edu {

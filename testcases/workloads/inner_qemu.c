@@ -188,6 +188,7 @@ static void transfer(struct inner *inner, uint64_t source, uint64_t target, unsi
 	qtest(inner, "writeq %#llx %#llx", BAR + EDU_DMA_TARGET, (unsigned long long)target);
 	qtest(inner, "writeq %#llx %#x", BAR + EDU_DMA_COUNT, EDU_MAX);
 	qtest(inner, "writeq %#llx %#x", BAR + EDU_DMA_COMMAND, EDU_DMA_START | command);
+	nvh_sleep(EDU_TRANSFER_SECONDS);
 	while (qtest(inner, "readq %#llx", BAR + EDU_DMA_COMMAND) & EDU_DMA_START)
 		nvh_sleep(0.01);
 }

@@ -254,18 +254,19 @@ static bool open_perf(uint64_t id)
 	return true;
 }
 
-/* Makes the event with these arguments and proves that it fires; NULL, or why not. */
-static const char *arm(const char *args)
+/* Makes the event there with these arguments and proves that it fires; NULL, or why not. */
+static const char *arm(const char *place, const char *args)
 {
 	static char reason[128];
 	char command[256];
-	uint64_t id, ignored;
+	uint64_t id, value = 0;
 	int err;
 
-	snprintf(command, sizeof(command), "p:%s/%s %s %s\n", GROUP, oracle.event, PROBED, args);
+	snprintf(command, sizeof(command), "p:%s/%s %s %s\n", GROUP, oracle.event, place, args);
 	err = kprobe_command(command);
-	oracle.registered = !err;
-	snprintf(reason, sizeof(reason), "kprobe on " PROBED ": %s", nvh_errname(err));
+	if (!err)
+		oracle.registered = true;
+	snprintf(reason, sizeof(reason), "kprobe on %s: %s", place, nvh_errname(err));
 	if (err)
 		return reason;
 	if (!read_format(&id))
@@ -274,29 +275,48 @@ static const char *arm(const char *args)
 	snprintf(reason, sizeof(reason), "perf_event_open of the kprobe event: %s", nvh_errname(err));
 	if (err)
 		return reason;
-	return peek(0, &ignored) ? NULL : "the kprobe event does not fire";
+	/* Not 0, as which any address that faults reads. */
+	return peek((uintptr_t)&value, &value) ? NULL : "the kprobe event does not fire";
 }
+
+/*
+ * Behind the call that begins the function, with endbr64 before it and without: a probe on that
+ * call is ftrace's, which for its coming and its going looks at every function of the kernel
+ * several times.  A place within an instruction is refused by the kernel
+ * (can_probe() in arch/x86/kernel/kprobes/core.c), one at which %di is overwritten by the event's
+ * not firing for the address given.
+ */
+static const char *const places[] = {PROBED "+9", PROBED "+5", PROBED};
 
 static bool set_up(void)
 {
-	const char *reason;
+	/*
+	 * With dynamic memory layout vmemmap_base says where struct pages start; without it there is no
+	 * such symbol and the place is fixed.  A kernel without modules then takes the event all the
+	 * same, for a module that might come (kernel/trace/trace_kprobe.c), and it never fires.
+	 */
+	static const char *const arguments[] = {PROBE_ARGS PROBE_BASE, PROBE_ARGS};
+	const char *reason = NULL;
 
 	oracle.tracefs = tracefs_with("kprobe_events");
 	if (!oracle.tracefs)
 		return missing("no kprobe_events in tracefs (CONFIG_KPROBE_EVENTS=y, mount tracefs)");
 	sweep();
-	snprintf(oracle.event, sizeof(oracle.event), PREFIX "%d", (int)getpid());
 	/*
-	 * With dynamic memory layout vmemmap_base says where struct pages start; without it there is no
-	 * such symbol and the place is fixed.  A kernel without modules then takes the event all the same,
-	 * for a module that might come (kernel/trace/trace_kprobe.c), and it never fires.
+	 * Else a worker puts a jump in the breakpoint's place, and holds the lock of all kprobes until
+	 * each task has slept (kprobe_optimizer()): one that spins would keep this process at its end.
 	 */
-	reason = arm(PROBE_ARGS PROBE_BASE);
-	if (reason) {
-		refcount_close();
-		reason = arm(PROBE_ARGS);
+	tracefs_put("0", 0, "/proc/sys/debug/kprobes-optimization");
+	snprintf(oracle.event, sizeof(oracle.event), PREFIX "%d", (int)getpid());
+	for (size_t i = 0; i < sizeof(places) / sizeof(*places); i++) {
+		for (size_t j = 0; j < sizeof(arguments) / sizeof(*arguments); j++) {
+			reason = arm(places[i], arguments[j]);
+			if (!reason)
+				return trial();
+			refcount_close();
+		}
 	}
-	return reason ? missing("%s", reason) : trial();
+	return missing("%s", reason);
 }
 
 bool refcount_open(void)

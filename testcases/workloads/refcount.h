@@ -25,7 +25,7 @@ struct page_refs {
 bool refcount_open(void);
 
 /* Removes the kprobe event.  Done at exit() too; what a killed process leaves, the next
- * refcount_open() of any process removes. */
+ * refcount_open() of any process removes.  That kprobes are not optimized stays so. */
 void refcount_close(void);
 
 /* In a forked child: lets go of the parent's event, so that a hung child does not keep it. */

@@ -9,6 +9,8 @@
  * does wait. */
 #define ENOUGH_SECONDS 0.3
 #define ENOUGH_LOOKS 8
+/* Between two looks, each of which reads a stack: two milliseconds of the processor under TCG. */
+#define APART_SECONDS 0.035
 
 void waiting_watch(struct waiting *waiting, struct fileop_child *child, const struct pin *pin, double seconds)
 {
@@ -38,7 +40,11 @@ void waiting_watch(struct waiting *waiting, struct fileop_child *child, const st
 		} else {
 			looks = 0;
 		}
-		nvh_sleep(0.02);
+
+		double left = until - nvh_now();
+
+		if (left > 0)
+			nvh_sleep(left < APART_SECONDS ? left : APART_SECONDS);
 	}
 }
 
