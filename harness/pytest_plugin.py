@@ -19,11 +19,7 @@ import pytest
 
 from harness import evidence
 from harness.aftermath import Aftermath
-from harness.errors import (
-    HarnessError,
-    HostError,
-    UnfitKernel,
-)
+from harness.errors import HarnessError, HostError, UnfitKernel
 from harness.guest import Guest
 from harness.lab import Lab, check_drivers
 from harness.observe import Observer
@@ -49,13 +45,14 @@ from harness.run_state import (
     worker_id,
 )
 from harness.steps import Steps
-from harness.verdict.expectation import Case, Mismatch, NotProven
+from harness.verdict.expectation import Case, NotProven
 from harness.verdict.judge import (
     SPLAT,
     ComparedNothing,
     Splat,
     judge,
     of_the_host,
+    says_all,
     yields_to_splat,
 )
 from harness.verdict.status import Status
@@ -64,9 +61,6 @@ pytest_plugins = ["harness.fixtures", "harness.interrupts"]
 
 _ROW = re.compile(r"\b([A-Za-z])(\d{1,3})\b(?!\w)")
 
-
-#: How long what a guest says after its test waits for the test's record, in seconds.
-_RECORD_PATIENCE = 60.0
 #: What of a traceback, or of a section of captured output, a terminal is shown, in characters.
 _SHOWN = 1 << 16
 
@@ -160,11 +154,10 @@ def guest(request: pytest.FixtureRequest, guests: GuestPool) -> Iterator[Guest]:
 
     def keep(clone: Guest, end: Callable[[], None]) -> bool:
         def told(words: str) -> None:
-            recorded.wait(_RECORD_PATIENCE)
             evidence.keep_logs(request.node, clone)
             _amend(request.node, words)
 
-        return request.config.stash[_AFTERMATH].keep(clone, end, told)
+        return request.config.stash[_AFTERMATH].keep(clone, end, told, recorded)
 
     with guests.guest(wish, then, keep=keep) as given:
         observer = Observer(given, request.node.nodeid)
@@ -282,7 +275,14 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn the end of a phase into one of the six words, and the last phase into a record."""
-    report = yield
+    style = item.config.getoption("tbstyle", "auto")
+    if call.excinfo and is_testcase(item) and says_all(call.when, call.excinfo.value):
+        # _complete() replaces what pytest would parse each file along a traceback for.
+        item.config.option.tbstyle = "value"
+    try:
+        report = yield
+    finally:
+        item.config.option.tbstyle = style
     if is_testcase(item):
         try:
             _complete(report, item, call)
@@ -307,29 +307,35 @@ def _complete(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInf
         if status is Status.SKIP:
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.location[1] or 0, words)
-        elif isinstance(call.excinfo.value, HarnessError | Mismatch | Splat | ComparedNothing):
+        elif says_all(call.when, call.excinfo.value):
             report.longrepr = words
         elif printable(report.longreprtext, _SHOWN) != report.longreprtext:
             report.longrepr = printable(report.longreprtext, _SHOWN)
     report.sections = [(name, printable(text, _SHOWN)) for name, text in report.sections]
     if call.when == "teardown":
-        record = _record(item)
-        folder = run_state(item.config).results.test_dir(item.nodeid)
-        record.save(folder)
-        observer = item.stash.get(_OBSERVER, None)
-        # A clone lives on: what it has left comes into the test's folder later.
-        alone = wish_of(item, item.config).isolation != "shared"
-        left = evidence.left_by(observer.guest) if observer and alone else {}
-        end_bundle(run_state(item.config), record, left)
-        report.user_properties.append((RECORD, str(folder / "result.json")))
-        if recorded := item.stash.get(_RECORDED, None):
-            recorded.set()
+        try:
+            report.user_properties.append((RECORD, str(_save(item))))
+        finally:
+            if recorded := item.stash.get(_RECORDED, None):
+                recorded.set()
         aftermath = item.config.stash.get(_AFTERMATH, None)
         if aftermath and item.stash.get(_NEXT, None) is None:
             aftermath.wait()
         amended = item.config.stash.setdefault(_AMENDED, [])
         while amended:
             report.user_properties.append((RECORD, str(amended.pop())))
+
+
+def _save(item: pytest.Item) -> Path:
+    """Write a test's record and its bundle; return the record's file."""
+    record = _record(item)
+    file = record.save(run_state(item.config).results.test_dir(item.nodeid))
+    observer = item.stash.get(_OBSERVER, None)
+    # A clone lives on: what it has left comes into the test's folder later.
+    alone = wish_of(item, item.config).isolation != "shared"
+    left = evidence.left_by(observer.guest) if observer and alone else {}
+    end_bundle(run_state(item.config), record, left)
+    return file
 
 
 def _known(item: pytest.Item) -> str:

@@ -64,8 +64,8 @@ class Guest:
     def dmesg(self, since=None):
         return self.log
 
-    def ending(self, since):
-        return self.dmesg(since), self.pins
+    def ending(self, since, *, known=False):
+        return self.dmesg(since) + f"pins that stay are known: {known}\\n", self.pins
 
     def only_the_kernels(self, text):
         return "" if "said by a program" in text else text
@@ -151,6 +151,11 @@ class Run:
             entry["test"].rpartition("::")[2].removeprefix("test_v1_"): entry
             for entry in self.summary["tests"]
         }
+
+    def dmesg(self, name: str) -> str:
+        """What was kept of the kernel's log, by the name behind test_v1_."""
+        folder: str = self.tests[name]["folder"]
+        return (self.results / "latest" / folder / "dmesg").read_text()
 
 
 Runs = Callable[..., Run]

@@ -194,6 +194,28 @@ def test_a_block_that_does_not_end(soon: TimeLimit) -> None:
     time.sleep(0.3)  # the alarm is off
 
 
+def test_a_record_is_logged_whole_before_time_is_up(soon: TimeLimit) -> None:
+    """Else logging would keep a lock that nobody gives back."""
+
+    class Slow(logging.Handler):
+        whole = 0
+
+        def emit(self, record: logging.LogRecord) -> None:
+            time.sleep(0.4)
+            self.whole += 1
+
+    log = logging.Logger("of a test")
+    log.addHandler(slow := Slow())
+
+    def tell() -> None:
+        log.info("told")
+        time.sleep(20)
+
+    with pytest.raises(OutOfTime), soon.applied():
+        tell()
+    assert slow.whole == 1
+
+
 def test_what_was_used_counts_and_the_run_comes_first(soon: TimeLimit) -> None:
     with pytest.raises(OutOfTime, match="no end"), soon.applied(used=1.0):
         raise AssertionError("it is late already")

@@ -10,6 +10,17 @@ from tests.made_up_runs import BUG, Runs
 pytest_plugins = ["pytester"]
 
 
+def test_only_what_is_nobodys_verdict_shows_where_it_was_raised(runs: Runs) -> None:
+    found = runs(
+        """
+def test_v1_wrong(case): case.expect("map", "EFAULT")
+def test_v1_own_fault(case): case.fact("pages", {}["no such key"])
+"""
+    )
+    assert '{}["no such key"]' in found.output
+    assert 'case.expect("map"' not in found.output
+
+
 def test_how_each_end_of_a_test_is_judged(runs: Runs) -> None:
     found = runs(
         """
@@ -148,6 +159,10 @@ def test_v1_allowed(guest, case):
     assert found.tests["left"]["status"] == "FAIL"
     assert found.tests["left"]["message"] == "pins_left: expected 0, seen 512"
     assert found.tests["allowed"]["status"] == "PASS"
+    # What may go is waited for, what a test says will stay is not.
+    words = {name: found.dmesg(name).strip() for name in ("left", "allowed")}
+    assert words["left"] == "pins that stay are known: False"
+    assert words["allowed"] == "pins that stay are known: True"
 
 
 def test_a_splat_fails_a_test_whatever_it_returned(runs: Runs) -> None:

@@ -71,6 +71,7 @@ def test_junit_survives_a_hostile_guest() -> None:
 def test_summary_is_complete_at_any_moment(tmp_path: Path) -> None:
     records = [judged(Status.PASS), judged(Status.FAIL)]
     file = summary.write(tmp_path / "summary.json", records, PROPERTIES, options=["--accel", "tcg"])
+    assert file.read_text().count("\n") == 1  # a run writes it after each test
     found = json.loads(file.read_text())
     assert found["finished"] is False
     assert found["exit_code"] is None
@@ -79,6 +80,7 @@ def test_summary_is_complete_at_any_moment(tmp_path: Path) -> None:
     assert found["properties"] == PROPERTIES
     assert found["tests"][1]["again"] == "nvh test -k 'test_v3_x[ext4]' --accel tcg"
     summary.write(file, records, PROPERTIES, seconds=2.0, exit_code=1, finished=True)
+    assert file.read_text().count("\n") > 20  # and people read it when it is over
     found = json.loads(file.read_text())
     assert found["finished"] is True
     assert found["exit_code"] == 1

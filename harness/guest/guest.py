@@ -292,13 +292,14 @@ class Guest:
         """
         return self._since(self._whole_log("/run/nvh/log"), since)
 
-    def ending(self, since: str | None) -> tuple[str, int]:
+    def ending(self, since: str | None, *, known: bool = False) -> tuple[str, int]:
         """Return the kernel's log as dmesg() does, and how many pins were left since the last time.
 
         Pages that were pinned and not unpinned, as nr_foll_pin_acquired and nr_foll_pin_released of
-        /proc/vmstat count them (v5.7); none where the kernel or the guest does not tell.
+        /proc/vmstat count them (v5.7); none where the kernel or the guest does not tell.  Two
+        seconds are given for them to go, unless it is ``known`` that they stay.
         """
-        text = self._whole_log(f"/run/nvh/log pins {self._pinned}")
+        text = self._whole_log(f"/run/nvh/log pins {self._pinned}{' known' if known else ''}")
         said, mark, left = text.rpartition("pins left: ")
         before = self._pinned
         if mark and left.strip().lstrip("-").isdecimal():

@@ -168,9 +168,13 @@ def write_atomic(path: Path, data: str | bytes, *, sync: bool = True) -> Path:
     return path
 
 
-def write_json(path: Path, value: Any, *, sync: bool = True) -> Path:
-    """Write JSON, indented, whole or not at all; what JSON cannot hold is written as its repr."""
-    return write_atomic(path, json.dumps(value, indent=1, default=repr) + "\n", sync=sync)
+def write_json(path: Path, value: Any, *, sync: bool = True, indented: bool = True) -> Path:
+    """Write JSON whole or not at all; what JSON cannot hold is written as its repr.
+
+    Not ``indented`` it takes a tenth of the time: only that is written by json's encoder in C.
+    """
+    indent = 1 if indented else None
+    return write_atomic(path, json.dumps(value, indent=indent, default=repr) + "\n", sync=sync)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def write(
     options: Sequence[str] = (),
     made: Made[dict[str, Any]] | None = None,
 ) -> Path:
-    """Write summary.json, whole or not at all."""
+    """Write summary.json, whole or not at all; indented only when the run is over."""
     return write_json(
         path,
         build(
@@ -92,6 +92,7 @@ def write(
             options=options,
             made=made,
         ),
+        indented=exit_code is not None,
     )
 
 

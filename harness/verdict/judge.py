@@ -65,6 +65,13 @@ def judge(when: str, error: BaseException) -> tuple[Status, str, str]:
     return Status.ERROR, f"{named}{first}", hint
 
 
+def says_all(when: str, error: BaseException) -> bool:
+    """Return whether an exception's own words say it all: a traceback would add nothing."""
+    if isinstance(error, HarnessError | Mismatch | Splat | ComparedNothing):
+        return True
+    return judge(when, error)[0] is Status.SKIP
+
+
 def of_the_host(error: BaseException) -> bool:
     """Return whether it is the host that kept a test from running, whatever the kernel."""
     return isinstance(error, _HOSTS_FAULT) and not isinstance(error, OutOfTime)
