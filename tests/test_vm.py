@@ -90,6 +90,17 @@ def test_a_living_guest(launch: Launch) -> None:
         machine.qmp.execute("query-status", timeout=10)
 
 
+def test_what_the_user_sets_of_glibc_comes_last(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    with launch("greet;sleep:60") as machine:
+        variables = Path(f"/proc/{machine.child.pid}/environ").read_bytes()
+    assert variables.count(b"GLIBC_TUNABLES=") == 1
+    # Not cut at the colons, where glibc may have ended a value in place.
+    assert variables.index(b"malloc.hugetlb=1") < variables.index(b"malloc.hugetlb=0")
+
+
 def test_a_soft_stop_asks(launch: Launch) -> None:
     with launch("greet;sleep:60") as machine:
         pass

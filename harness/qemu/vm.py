@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -287,6 +288,7 @@ def launched(
             stdout=stderr,
             stderr=stderr,
             pass_fds=(qmp, console, shell, *given.values(), *pass_fds),
+            env=_heap(),
             privileges=user.setpriv if user else (),
         )
         stack.callback(process.end, child, grace=0)
@@ -296,6 +298,17 @@ def launched(
         vm = _connect(child, ours, folder, mapped)
         stack.callback(vm.stop, grace=grace)
         yield vm
+
+
+def _heap() -> dict[str, str]:
+    """Let glibc (2.35 on) take QEMU's heap in huge pages, where the kernel gives them when asked.
+
+    A QEMU that starts touches some 40 MiB of it, and page faults are a third of the processor time
+    that this takes.  What the user has set comes last, and so holds.
+    """
+    set_by_user = os.environ.get("GLIBC_TUNABLES")
+    tunables = ["glibc.malloc.hugetlb=1", *([set_by_user] if set_by_user else [])]
+    return {"GLIBC_TUNABLES": ":".join(tunables)}
 
 
 def _make_first_to_go(pid: int) -> None:
