@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from harness import paths
 from harness.guest.boot import Recipe
 from harness.lab import Lab, Options
 from tests.real_runs import nvh
+from tests.screens import on_terminal
 
 pytestmark = pytest.mark.guest
 
@@ -51,6 +53,26 @@ def test_a_command_that_does_not_end() -> None:
     assert done.returncode == 125
     assert "no end after 1 s: sleep 300" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_in_a_shell_is_for_the_guest() -> None:
+    argv = [sys.executable, "-m", "harness", "shell", "--accel", "tcg", "--bare"]
+    with on_terminal(argv, env={"PYTHONPATH": str(paths.source_tree())}) as shell:
+
+        def prompt() -> bool:
+            return shell.lines[-1:] == ["root@nvh:~#"]
+
+        shell.until(prompt)
+        shell.child.sendline("echo re''ady; sleep 300")
+        shell.until(lambda: "ready" in shell.lines)
+        shell.child.sendintr()
+        shell.until(prompt)
+        shell.child.sendline("echo a''live")
+        shell.until(lambda: "alive" in shell.lines and prompt())
+        shell.child.sendline("exit 3")
+        shell.child.expect(pexpect.EOF, timeout=60)
+        shell.child.close()
+        assert shell.child.exitstatus == 3
 
 
 def children(pid: int) -> list[int]:

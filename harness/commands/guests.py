@@ -7,11 +7,15 @@ import contextlib
 import shlex
 import sys
 import tempfile
+import termios
+import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
-from harness import rundir, ui
+from invoke.exceptions import UnexpectedExit
+
+from harness import rundir, signals, ui
 from harness.errors import EXIT_OK, UsageError
 from harness.guest.boot import booted, write_script
 from harness.guest.guest import Guest
@@ -40,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def shell(args: argparse.Namespace) -> int:
-    """Open a shell in a fresh guest, over SSH."""
+    """Open a shell in a fresh guest, over SSH; the exit status is the shell's."""
     if args.dry_run:
         return _dry_run(args)
     with _opened(args) as guest:
@@ -48,8 +52,31 @@ def shell(args: argparse.Namespace) -> int:
             print(f"{name}: {space.mode} {space.device}", file=sys.stderr)
         for name, device in guest.vfio_devices.items():
             print(f"{name}: {device.address} group {device.group} on vfio-pci", file=sys.stderr)
-        guest.ssh.interactive().shell()
-    return EXIT_OK
+        with _raw(sys.stdin):
+            try:
+                status = guest.ssh.interactive().shell().exited
+            except UnexpectedExit as ended:  # of the shell's last command, mostly
+                status = ended.result.exited
+        signals.forget()  # a SIGINT was for the guest, and invoke passed it on
+    return int(status)
+
+
+@contextlib.contextmanager
+def _raw(stream: TextIO) -> Iterator[None]:
+    """Leave all keys to the guest, as ssh(1) does.
+
+    invoke (2.2) has Ctrl-C raise SIGINT, and when the terminal then throws away what was typed it
+    may take that for the end of its input.
+    """
+    if not stream.isatty():
+        yield
+        return
+    before = termios.tcgetattr(stream)
+    tty.setraw(stream, termios.TCSADRAIN)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(stream, termios.TCSADRAIN, before)
 
 
 def _lab(args: argparse.Namespace) -> Lab:
