@@ -22,6 +22,7 @@ from harness.images.store import Progress, Store, file_hash, hash_of
 from harness.lab import Lab, Options
 from harness.report import stored
 from harness.report.results import owned, write_atomic
+from harness.signals import came
 
 SOURCE = "debian-source:6.12"
 #: The kernel without a patch, among the results.
@@ -147,6 +148,8 @@ def judge_all(bench: Bench, mutants: Sequence[Mutant]) -> dict[str, tuple[Judgem
         except UsageError:
             raise
         except HarnessError as error:
+            if came():  # it is of an interrupt's cleaning
+                raise
             seen = Outcome("", 0.0, {}, (), {})
             judgement = mutant.untested(str(error))
         found[one.name] = judgement, seen

@@ -16,11 +16,15 @@ def main() -> int:
         signal.signal(signal.SIGINT, _leave)
     signal.signal(signal.SIGTERM, _leave)
     # Takes a second, in which a KeyboardInterrupt would be the traceback of whatever was imported.
-    from harness import cli  # noqa: PLC0415
+    from harness import cli, signals  # noqa: PLC0415
 
     try:
         return cli.main()
     except KeyboardInterrupt:  # one more, while the first was being told
+        return EXIT_INTERRUPTED
+    except BaseException:  # what cleaning made of one
+        if not signals.came():
+            raise
         return EXIT_INTERRUPTED
 
 

@@ -27,7 +27,7 @@ from harness.commands import (
 from harness.errors import EXIT_INTERRUPTED, EXIT_UNTESTABLE, HarnessError, HostError
 from harness.images.kernel import absolute
 from harness.pool import ISOLATIONS
-from harness.signals import interruptible
+from harness.signals import came, interruptible
 from harness.time_limit import OF_RUN, OF_TEST
 from harness.toml_table import parse_size
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ui.complain(HostError(f"{what}{error.strerror or error}"))
     except Exception:  # a bug of ours: Python's own exit code would tell git bisect run "bad"
         traceback.print_exc()
-        return EXIT_UNTESTABLE
+        return EXIT_INTERRUPTED if came() else EXIT_UNTESTABLE
 
 
 def _absolute(args: argparse.Namespace) -> None:

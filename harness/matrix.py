@@ -26,6 +26,7 @@ from harness.images.kernel import BZIMAGE
 from harness.images.packaged import DEB
 from harness.report import junit
 from harness.report.matrix import Combination, Matrix, State, summary_of
+from harness.signals import came
 
 _SHARD = re.compile(r"([0-9]+)/([0-9]+)", re.ASCII)
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+~-]+")
@@ -106,9 +107,11 @@ def carry_out(matrix: Matrix, folder: Path, *, argv_of: ArgvOf) -> Matrix:
             status = logged.run(argv_of(matrix.options, one, folder), folder / one.folder)
         except KeyboardInterrupt:
             interrupted = True
-        except HarnessError as error:  # the program could not be started
-            logged.write(folder / one.folder, f"nvh: {error}\n")
-            status = error.exit_code
+        except HarnessError as error:
+            interrupted = came()  # and this is of its cleaning
+            if not interrupted:  # the program could not be started
+                logged.write(folder / one.folder, f"nvh: {error}\n")
+                status = error.exit_code
         outcome = _outcome(folder, one, status)
         matrix = matrix.replaced(index, seconds=round(time.monotonic() - begun, 3), **outcome)
         if interrupted:

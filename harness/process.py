@@ -17,11 +17,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from harness import signals
 from harness.errors import HostError
 
 log = logging.getLogger(__name__)
@@ -72,18 +73,7 @@ def run(
     """
     log.debug("run: %s", shell_line(argv))
     try:
-        # A session of its own, so that its children can be ended with it.
-        child = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env=None if env is None else {**os.environ, **env},
-            cwd=cwd,
-            start_new_session=True,
-        )
+        child = _piped(argv, env, cwd)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and (cwd is None or cwd.is_dir()):
             raise HostError(f"{argv[0]} is not installed", hint="run make setup") from error
@@ -92,8 +82,7 @@ def run(
         try:
             stdout, stderr = child.communicate(stdin or "", timeout=timeout)
         except BaseException as error:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            _kill_session(child)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise HostError(f"no end after {timeout:.0f} s: {shell_line(argv)}") from error
             raise
@@ -103,6 +92,29 @@ def run(
         last = words[-1] if words else "it said nothing"
         raise HostError(f"{Path(argv[0]).name} failed with status {result.status}: {last}")
     return result
+
+
+@signals.put_off  # behind the call a child would run that nobody knows of
+def _piped(
+    argv: Sequence[str], env: Mapping[str, str] | None, cwd: Path | None
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        list(argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=None if env is None else {**os.environ, **env},
+        cwd=cwd,
+        start_new_session=True,  # so that its children can be ended with it
+    )
+
+
+@signals.put_off
+def _kill_session(child: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def spawn(
@@ -138,7 +150,18 @@ def spawn(
                 start_new_session=True,
             )
 
-    return _spawner.submit(start).result()
+    started = _spawner.submit(start)
+    try:
+        return started.result()
+    except BaseException:  # an interrupt: nobody else knows of the child
+        _end_unknown(started)
+        raise
+
+
+@signals.put_off
+def _end_unknown(started: Future[subprocess.Popen[bytes]]) -> None:
+    if not started.cancel() and started.exception() is None:
+        end(started.result(), grace=0)
 
 
 @contextlib.contextmanager
@@ -155,16 +178,30 @@ def _no_core() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
+@signals.put_off
 def end(child: subprocess.Popen[bytes], *, grace: float) -> int:
-    """End a child: SIGTERM, ``grace`` seconds, SIGKILL; return its status as Popen tells it."""
-    if child.poll() is None and grace > 0:
-        with contextlib.suppress(ProcessLookupError):
-            child.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return child.wait(grace)
-    if child.poll() is None:
-        child.kill()
+    """End a child: SIGTERM, ``grace`` seconds, SIGKILL; return its status as Popen tells it.
+
+    An interrupt meanwhile gives it as long again to end in order, and a second one kills it.
+    """
+    try:
+        if child.poll() is None and grace > 0:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return _awaited(child, grace)
+    finally:
+        if child.poll() is None:
+            child.kill()
     return child.wait()
+
+
+def _awaited(child: subprocess.Popen[bytes], seconds: float) -> int:
+    try:
+        return child.wait(seconds)
+    except KeyboardInterrupt:
+        child.wait(seconds)
+        raise
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Private working directories of running guests, swept when their owner was killed."""
+"""Private working directories of guests and runs, swept when their owner was killed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness import signals
 from harness.errors import HostError
 
 log = logging.getLogger(__name__)
@@ -73,26 +74,27 @@ def sweep() -> None:
 
 
 @contextlib.contextmanager
-def rundir() -> Iterator[Path]:
+def rundir(*, of_guest: bool = True) -> Iterator[Path]:
     """Make a directory of mode 0700 that lasts as long as the block, locked by its owner.
 
-    Raises HostError when the host has no room.
+    A guest's is in memory if there is room; raises HostError when there is none on a disk either.
+    Another one is where temporary files are.
     """
     try:
-        folder, fd = _make()
+        folder, fd = _make(_base() if of_guest else Path(tempfile.gettempdir()))
     except OSError as error:
         raise HostError(f"cannot make a working directory: {error.strerror}") from error
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(fd)
+        _remove(folder, fd)
 
 
-def _make() -> tuple[Path, int]:
+@signals.put_off  # else nobody knows of it before it is locked
+def _make(base: Path) -> tuple[Path, int]:
     """Return a fresh directory and the descriptor that holds its lock."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base()))
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -100,3 +102,11 @@ def _make() -> tuple[Path, int]:
             if folder.is_dir():
                 return folder, fd
             os.close(fd)
+
+
+@signals.put_off
+def _remove(folder: Path, fd: int) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(fd)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
+from harness import signals
 from harness.errors import OutOfTime
 
 #: Some ten times what the longest test takes under TCG on a loaded host, in seconds.
@@ -46,17 +47,22 @@ class TimeLimit:
         begun = time.monotonic()
         was = signal.setitimer(signal.ITIMER_REAL, 0)[0]
         ours, theirs = begun + left, begun + was if was else math.inf
+        moments = signals.MOMENTS
 
         def alarm(number: int, frame: FrameType | None) -> None:
-            nonlocal theirs
+            nonlocal theirs, moments
             now = time.monotonic()
             ahead = [at - now for at in (ours, theirs) if at > now]
             signal.setitimer(signal.ITIMER_REAL, min([*ahead, _AGAIN]), _AGAIN)
             if callable(before) and now >= theirs:
                 theirs = math.inf  # once
                 before(number, frame)
-            if now >= ours:
+            if now < ours:
+                return
+            if signals.may_raise(frame, moments):
                 raise error
+            moments -= 1
+            signal.setitimer(signal.ITIMER_REAL, signals.MOMENT, _AGAIN)
 
         signal.signal(signal.SIGALRM, alarm)
         signal.setitimer(signal.ITIMER_REAL, min(left, was or left), _AGAIN)

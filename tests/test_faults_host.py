@@ -196,12 +196,9 @@ def test_no_room_for_results(
 
 
 def test_no_room_for_a_guests_files(
-    started: Started, tmp_path: Path, reliability: Reliability, monkeypatch: pytest.MonkeyPatch
+    started: Started, cache: Cache, reliability: Reliability
 ) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    before = small_disk(Path("/dev/shm"), temporary, size="1M")
+    before = small_disk(Path("/dev/shm"), cache.temporary, size="1M")
     begun = time.monotonic()
     run = started("test_s7", workers=1, before=before)
     out = run.end(120)
@@ -212,7 +209,7 @@ def test_no_room_for_a_guests_files(
     assert record["status"] == "MISS"
     reliability(
         "no room for a guest's disks",
-        f"MISS: {record['message'].replace(str(temporary), '/tmp')}",
+        f"MISS: {record['message'].replace(str(cache.temporary), '/tmp')}",
         time.monotonic() - begun,
         5,
     )

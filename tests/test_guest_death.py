@@ -51,14 +51,6 @@ def runs(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def working_directories() -> set[Path]:
-    return {
-        folder
-        for base in (Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp")))
-        for folder in base.glob("nvh-run-*")
-    }
-
-
 @pytest.fixture(scope="module")
 def template(tcg_lab: Lab, recipe: Recipe) -> Template:
     """What clones are made from; in the store after the first time."""
@@ -234,13 +226,15 @@ def test_a_qemu_that_refuses_an_argument_is_quoted(
     tried: list[object] = []
     monkeypatch.setattr(Ssh, "connect", lambda *_, **__: tried.append(_))
     machine = dataclasses.replace(recipe.machine, qemu_args=("-device", "nvh-no-such-device"))
-    before = working_directories()
+    folders = tmp_path / "folders"
+    folders.mkdir()
+    monkeypatch.setattr(rundir, "_candidates", lambda: [folders])
     with (
         pytest.raises(LaunchError, match=r"nvh-no-such-device.* is not a valid device model name"),
         booted(dataclasses.replace(recipe, machine=machine), tmp_path),
     ):
         pass
-    assert working_directories() <= before
+    assert list(folders.iterdir()) == []
     assert tried == []
 
 

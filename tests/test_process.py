@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness import paths, process
+from harness import paths, process, signals
 from harness.errors import EXIT_UNTESTABLE, HostError
 
 Eventually = Callable[[Callable[[], object]], None]
@@ -232,6 +235,143 @@ def test_a_child_outlives_the_thread_that_asked_for_it(eventually: Eventually) -
             child.wait(0.3)
     finally:
         process.end(child, grace=0)
+
+
+@contextlib.contextmanager
+def interrupted(moment: int) -> Iterator[None]:
+    """Interrupt the block where the interpreter may run a signal's handler for the nth time.
+
+    It does so between instructions: behind a call, and where a function begins.
+    """
+    left = moment
+
+    def count(frame: types.FrameType, event: str, _: object) -> None:
+        nonlocal left
+        where: types.FrameType | None = frame
+        if event == "return" and frame.f_code.co_name == "__init__":
+            where = frame.f_back  # a class was called
+        elif event not in {"call", "c_return"}:
+            return
+        left -= 1
+        if left <= 0 and signals.may_raise(where):
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(count)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+def run_for_a_block() -> None:
+    with process.running(
+        ["sleep", "300"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as child:
+        child.poll()
+
+
+def run_to_its_end() -> None:
+    with contextlib.suppress(HostError):
+        process.run(["sleep", "300"], timeout=0.01)
+
+
+@pytest.mark.parametrize("run", [run_for_a_block, run_to_its_end])
+def test_no_moment_of_an_interrupt_leaves_a_child(
+    run: Callable[[], None], monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    started: list[subprocess.Popen[Any]] = []
+
+    class Started(subprocess.Popen[Any]):
+        def _execute_child(self, *words: Any, **named: Any) -> None:
+            super()._execute_child(*words, **named)  # type: ignore[misc]
+            started.append(self)
+
+    run()
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    for moment in itertools.count(1):
+        over = False
+        with contextlib.suppress(KeyboardInterrupt), interrupted(moment):
+            run()
+            over = True
+        # What was killed may not have been waited for.
+        eventually(lambda: all(child.poll() is not None for child in started))
+        if over:
+            break
+    assert moment > 100
+    assert len(started) > 10
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Return what interrupts the main thread, from another one; the session goes on behind it."""
+    before = signal.signal(signal.SIGUSR1, signals.interrupt)
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(signals, "_interrupts", signals._Interrupts())
+            yield lambda: os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_nor_does_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a child is being started on its thread, for which the first one waits."""
+    started: list[subprocess.Popen[Any]] = []
+
+    class Slow(subprocess.Popen[Any]):
+        def __init__(self, *words: Any, **named: Any) -> None:
+            for _ in range(2):
+                interrupt()
+                time.sleep(0.3)
+            super().__init__(*words, **named)
+            started.append(self)
+
+    def start() -> None:
+        try:
+            spawn("sleep", "300")
+        finally:
+            time.sleep(2)  # the second one is on its way
+
+    with interruptible() as interrupt:
+        monkeypatch.setattr(subprocess, "Popen", Slow)
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    assert [child.returncode for child in started] == [-signal.SIGKILL]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_child_may_end_in_order_until_a_second_interrupt(
+    eventually: Callable[..., None], tmp_path: Path, times: int
+) -> None:
+    asked, done = tmp_path / "asked", tmp_path / "done"
+    ending = f"until [ -e {tmp_path}/end ]; do sleep 0.1; done; : > {done}; exit"
+    script = (
+        f"trap ': > {asked}; {ending}' TERM; : > {tmp_path}/trapped; while :; do sleep 0.1; done"
+    )
+    child = spawn("sh", "-c", script)
+    eventually((tmp_path / "trapped").exists)
+
+    def interrupt_it() -> None:
+        seen = signals._interrupts
+        eventually(asked.exists)
+        interrupt()
+        eventually(lambda: seen.raised == 1, seconds=60)
+        if times == 2:
+            interrupt()
+            eventually(lambda: seen.raised == 2, seconds=60)
+        (tmp_path / "end").touch()
+
+    other = threading.Thread(target=interrupt_it)
+
+    def end() -> None:
+        other.start()
+        process.end(child, grace=60)
+
+    with interruptible() as interrupt, pytest.raises(KeyboardInterrupt):
+        end()
+    other.join()
+    assert child.wait(10) == (0 if times == 1 else -signal.SIGKILL)
+    assert done.exists() == (times == 1)
 
 
 OWNER = """

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
+from harness import signals
 from harness.errors import HostError, LaunchError
 
 log = logging.getLogger(__name__)
@@ -43,13 +44,18 @@ class _Loop:
     _loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
-    def call(cls, work: Coroutine[Any, Any, T], timeout: float) -> T:
+    @signals.put_off
+    def _running(cls) -> asyncio.AbstractEventLoop:
         with cls._lock:
             if cls._loop is None:
                 cls._loop = asyncio.new_event_loop()
                 cls._loop.set_exception_handler(_unretrieved)
                 threading.Thread(target=cls._loop.run_forever, name="qmp", daemon=True).start()
-        future = asyncio.run_coroutine_threadsafe(work, cls._loop)
+            return cls._loop
+
+    @classmethod
+    def call(cls, work: Coroutine[Any, Any, T], timeout: float) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, cls._running())
         try:
             return future.result(timeout)
         except concurrent.futures.TimeoutError:
