@@ -16,10 +16,11 @@ from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
 
-from harness.errors import HarnessError
+from harness.errors import EXIT_INTERRUPTED, HarnessError
 from harness.images.advance import Advance
 from harness.report.escape import one_line
 from harness.scene import Gauge, activity, spent
+from harness.signals import came
 
 #: For progress and complaints; results go to standard output.
 terminal = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -182,6 +183,9 @@ def progress() -> Iterator[Progress]:
 
 
 def complain(error: HarnessError) -> int:
-    """Show an error as one line and return the exit code that it asks for."""
+    """Show an error as one line and return the exit code that it asks for.
+
+    One of the cleaning after an interrupt has none of its own.
+    """
     terminal.print(f"[bold red]nvh:[/] {escape(one_line(str(error), 2000))}")
-    return error.exit_code
+    return EXIT_INTERRUPTED if came() else error.exit_code

@@ -56,8 +56,13 @@ class Cache:
     path: Path
 
     @property
+    def temporary(self) -> Path:
+        """Where temporary files go that are not a guest's; a run that ends leaves none."""
+        return self.path.parent / "temporary"
+
+    @property
     def env(self) -> dict[str, str]:
-        return {**os.environ, "NVH_CACHE": str(self.path)}
+        return {**os.environ, "NVH_CACHE": str(self.path), "TMPDIR": str(self.temporary)}
 
     def guests(self) -> list[int]:
         """Return the processes of guests whose images come from here."""
@@ -96,6 +101,7 @@ def template(tcg_lab: Lab, recipe: Recipe) -> Template:
 def cache(template: Template, tmp_path: Path, eventually: Eventually) -> Iterator[Cache]:
     """The images are the user's, the locks are not; at the end no guest and no lock is left."""
     made = Cache(tmp_path / "cache")
+    made.temporary.mkdir()
     (made.path / "store").mkdir(parents=True)
     for kind in template.path.parents[1].iterdir():
         if kind.name not in {"aside", "locks"}:

@@ -59,6 +59,7 @@ def test_every_test_runs_once_and_the_template_is_never_written(
         folder = run.results / "latest" / own["folder"]
         assert json.loads((folder / "result.json").read_text())["status"] == "PASS"
         assert (folder / "guest-console.log").is_file()
+    assert list(run.cache.temporary.iterdir()) == []
     # No folder of a guest is left behind: each went to its test or was worth nothing.
     assert not (run.results / "latest" / "guests").exists()
 
@@ -72,6 +73,7 @@ def test_ctrl_c_ends_a_run_in_order(started: Started, eventually: Eventually) ->
     assert run.process.returncode == 130
     assert out.count("nvh: interrupted") == 1
     assert run.cache.guests() == []
+    assert list(run.cache.temporary.iterdir()) == []
     summary = run.summary()
     assert summary["finished"] is False
     assert summary["exit_code"] == 130

@@ -118,6 +118,7 @@ def _plan(bundle: Bundle, args: argparse.Namespace, scratch: Path) -> _Plan:
         f"--nvh-machine={machine}",
         f"--nvh-isolation={_isolation(bundle)}",
         f"--nvh-workloads={programs}",
+        f"--basetemp={scratch / 'tests'}",
         "--nvh-trusted",
     ]
     chosen += [f"--nvh-kernel={kernel}"] if kernel else []

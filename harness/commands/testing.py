@@ -74,9 +74,12 @@ def test(args: argparse.Namespace) -> int:
     )
     if booted:
         print(f"every test boots its guest: {booted}", flush=True)
-    with contextlib.chdir(root):
+    # The tests' own files: where pytest would have them, it removes what earlier sessions left
+    # there, of whatever project, before it ends, after Ctrl-C as well.
+    with rundir.rundir(of_guest=False) as scratch, contextlib.chdir(root):
         limit = f"--nvh-end={time.time() + args.max_time:.0f}"
-        words = [f"--nvh-results={results.path}", limit, *arguments]
+        words = [f"--nvh-results={results.path}", f"--basetemp={scratch / 'tests'}", limit]
+        words += arguments
         if found.own_words:
             status = pytest.main(words)
         else:
