@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,12 +79,45 @@ def test_ctrl_c_in_a_shell_is_for_the_guest() -> None:
         assert shell.child.exitstatus == 3
 
 
+@pytest.mark.parametrize(
+    ("trouble", "status", "words"),
+    [
+        ("echo c > /proc/sysrq-trigger", 125, "the guest's kernel panicked: sysrq triggered crash"),
+        ("echo o > /proc/sysrq-trigger", 125, "the guest ended unasked"),
+        ("SIGTERM", 130, "nvh: interrupted"),
+    ],
+    ids=["panic", "power off", "SIGTERM"],
+)
+def test_a_shell_ends_with_its_guest_or_when_it_is_told_to(
+    trouble: str, status: int, words: str, eventually: Eventually
+) -> None:
+    argv = [sys.executable, "-m", "harness", "shell", "--accel", "tcg", "--bare"]
+    with on_terminal(argv, env={"PYTHONPATH": str(paths.source_tree())}) as shell:
+        shell.until(lambda: shell.lines[-1:] == ["root@nvh:~#"])
+        assert shell.child.pid is not None
+        guests = children(shell.child.pid)
+        assert guests
+        terminal = os.dup(shell.child.child_fd)
+        if trouble == "SIGTERM":
+            shell.child.kill(signal.SIGTERM)
+        else:
+            shell.child.sendline(trouble)
+        assert shell.end() == status, shell.past
+        assert words in " ".join(shell.past)
+        assert "Traceback" not in shell.raw
+        assert termios.tcgetattr(terminal)[3] & termios.ICANON  # it is not left raw
+        os.close(terminal)
+    for pid in guests:
+        eventually(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
+
+
 def children(pid: int) -> list[int]:
     """Return the processes that a process started, and theirs."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for word in (task / "children").read_text().split():
-            found += [int(word), *children(int(word))]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            for word in (task / "children").read_text().split():
+                found += [int(word), *children(int(word))]
     return found
 
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
+import signal
 import sys
 import tempfile
 import termios
+import threading
 import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO, TextIO
 
-from invoke.exceptions import UnexpectedExit
-
 from harness import rundir, signals, ui
-from harness.errors import EXIT_OK, UsageError
+from harness.errors import EXIT_OK, HarnessError, UsageError
 from harness.guest.boot import booted, write_script
 from harness.guest.guest import Guest
 from harness.lab import Lab, Options
+
+#: How often it is looked whether a shell's guest is still there, in seconds.
+_LOOK = 0.2
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,13 +56,45 @@ def shell(args: argparse.Namespace) -> int:
             print(f"{name}: {space.mode} {space.device}", file=sys.stderr)
         for name, device in guest.vfio_devices.items():
             print(f"{name}: {device.address} group {device.group} on vfio-pci", file=sys.stderr)
-        with _raw(sys.stdin):
-            try:
-                status = guest.ssh.interactive().shell().exited
-            except UnexpectedExit as ended:  # of the shell's last command, mostly
-                status = ended.result.exited
-        signals.forget()  # a SIGINT was for the guest, and invoke passed it on
-    return int(status)
+        with _hung_up(guest), _raw(sys.stdin):
+            return guest.ssh.shell()
+
+
+@contextlib.contextmanager
+def _hung_up(guest: Guest) -> Iterator[None]:
+    """Hang up when the guest has died or SIGTERM comes, which ends nvh then.
+
+    Neither reaches invoke's wait for the shell's end: a dead guest's connection stays open while
+    QEMU lives, and invoke passes an interrupt on to the guest, as it should a SIGINT.
+    """
+    over = threading.Event()
+    terminated = False
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True  # and no Event, whose lock a second signal could find taken
+
+    def watch() -> None:
+        while not over.wait(_LOOK):
+            if terminated or guest.vm.death() is not None:
+                guest.ssh.close()
+                return
+
+    watcher = threading.Thread(target=watch, name="shell", daemon=True)
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        watcher.start()
+        yield
+        signals.forget()  # a SIGINT that came was for the guest
+    except HarnessError:
+        signals.forget()
+        raise
+    finally:
+        over.set()
+        watcher.join()
+        signal.signal(signal.SIGTERM, before)
+        if terminated:
+            signals.end()
 
 
 @contextlib.contextmanager
@@ -72,8 +108,8 @@ def _raw(stream: TextIO) -> Iterator[None]:
         yield
         return
     before = termios.tcgetattr(stream)
-    tty.setraw(stream, termios.TCSADRAIN)
     try:
+        tty.setraw(stream, termios.TCSADRAIN)
         yield
     finally:
         termios.tcsetattr(stream, termios.TCSADRAIN, before)

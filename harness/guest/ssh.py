@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import fabric
 import paramiko
+from invoke.exceptions import ThreadException, UnexpectedExit
 
 from harness.errors import GuestHung, GuestLost, HarnessError
 from harness.guest.keys import Identity
@@ -341,9 +342,28 @@ class Ssh:
         command = f"mkdir -p {folder} && cat > {target} && chmod {mode:o} {target}"
         self._write(command, remote, local.read_bytes(), timeout=60.0)
 
-    def interactive(self) -> Any:
-        """Return fabric's connection, for an interactive shell."""
-        return self._connection
+    def shell(self) -> int:
+        """Let the user at a login shell; return its exit status, 255 when a signal ended it.
+
+        A SIGINT is the guest's.  Raises GuestLost when the connection breaks, and whatever the
+        guest's watcher says when the guest has died.
+        """
+        if self._connection is None:
+            raise GuestLost("SSH to the guest is not connected")
+        try:
+            status = int(self._connection.shell().exited)
+        except UnexpectedExit as ended:  # of the shell's last command, mostly
+            status = int(ended.result.exited)
+        except ThreadException:  # a key pressed into a connection that was gone
+            if self.connected:
+                raise
+            status = -1
+        if status < 0:  # the connection closed without a status
+            self._died()
+            if not self.connected:
+                raise GuestLost("SSH broke during the shell")
+            status = 255
+        return status
 
     def close(self) -> None:
         """Hang up, without waiting for a guest that may no longer answer."""
