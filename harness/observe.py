@@ -38,6 +38,8 @@ class Observer:
         self._name = name
         self._token: str | None = None
         self._position = 0
+        #: Why the log of a guest that lives could not be read.
+        self._unread: HarnessError | None = None
         #: What the test's earlier guests said until their power was cut.
         self._earlier = ""
 
@@ -61,6 +63,7 @@ class Observer:
                 self.dmesg, self.pins_left = self.guest.ending(self._token, known=known)
             except HarnessError as error:
                 log.warning("no dmesg: %s", error)
+                self._unread = error
         said = self.dmesg
         if said and classify(said.splitlines()):
             said = self.guest.only_the_kernels(said)
@@ -73,14 +76,19 @@ class Observer:
 
     def check_pins(self, allowed: Sequence[str]) -> None:
         """Raise Mismatch when the kernel counts pins that the test's programs took with them."""
-        if self.pins_left and not _may_leave(self.pins_left, allowed):
+        if self.pins_left > 0 and not _may_leave(self.pins_left, allowed):
             raise Mismatch(_PINS_LEFT.format(self.pins_left))
 
     def check_logs(self) -> None:
-        """Raise HostError when the host could not keep what the guest said."""
+        """Raise why what the guest's kernel said is not known in whole.
+
+        HostError when the host could not keep it, else what kept a guest that lives from telling.
+        """
         console = self.guest.vm.console
         if console.log_lost:
             raise HostError(str(console.log_error), hint="free space for the results")
+        if self._unread is not None:
+            raise self._unread
 
     def add(self, words: str, allowed: Sequence[str]) -> list[Finding]:
         """Add what the console said after the end; return what is found in that alone."""

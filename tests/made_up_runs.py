@@ -53,6 +53,7 @@ class Guest:
     def __init__(self):
         self.log = ""
         self.pins = 0
+        self.untold = None
         child = types.SimpleNamespace(poll=lambda: None)
         self.vm = types.SimpleNamespace(
             console=Console(), death=lambda: None, folder=FOLDER, child=child
@@ -65,6 +66,8 @@ class Guest:
         return self.log
 
     def ending(self, since, *, known=False):
+        if self.untold:
+            raise self.untold
         return self.dmesg(since) + f"pins that stay are known: {known}\\n", self.pins
 
     def only_the_kernels(self, text):

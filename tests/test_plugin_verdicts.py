@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from harness.run_reporter import exit_code
@@ -19,6 +21,32 @@ def test_v1_own_fault(case): case.fact("pages", {}["no such key"])
     )
     assert '{}["no such key"]' in found.output
     assert 'case.expect("map"' not in found.output
+
+
+def test_no_file_is_parsed_for_a_traceback_that_does_not_show(runs: Runs, tmp_path: Path) -> None:
+    parsed = tmp_path / "parsed"
+    parsed.touch()
+    found = runs(
+        f"""
+import ast
+
+parse = ast.parse
+
+def told(source, *words, **named):
+    with open({str(parsed)!r}, "a") as file:
+        print(str(source).splitlines()[:1], file=file)
+    return parse(source, *words, **named)
+
+def test_v1_from_here_on(case):
+    ast.parse = told
+    case.expect("map", "OK")
+def test_v1_wrong(case): case.expect("map", "EFAULT")
+def test_v1_skipped(case): case.skip("not here")
+"""
+    )
+    assert found.tests["wrong"]["status"] == "FAIL"
+    assert found.tests["skipped"]["status"] == "SKIP"
+    assert parsed.read_text() == ""
 
 
 def test_how_each_end_of_a_test_is_judged(runs: Runs) -> None:
@@ -163,6 +191,24 @@ def test_v1_allowed(guest, case):
     words = {name: found.dmesg(name).strip() for name in ("left", "allowed")}
     assert words["left"] == "pins that stay are known: False"
     assert words["allowed"] == "pins that stay are known: True"
+
+
+def test_no_test_passes_whose_guest_does_not_tell_what_its_kernel_said(runs: Runs) -> None:
+    found = runs(
+        """
+def test_v1_right(guest, case):
+    guest.untold = GuestHung("no end after 200 s: log")
+    case.expect("map", "OK")
+def test_v1_wrong(guest, case):
+    guest.untold = GuestHung("no end after 200 s: log")
+    case.expect("map", "EFAULT")
+"""
+    )
+    ends = {name: (test["status"], test["message"]) for name, test in found.tests.items()}
+    assert ends == {
+        "right": ("MISS", "no end after 200 s: log"),
+        "wrong": ("FAIL", "map: expected OK, seen EFAULT"),
+    }
 
 
 def test_a_splat_fails_a_test_whatever_it_returned(runs: Runs) -> None:

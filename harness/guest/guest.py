@@ -288,18 +288,23 @@ class Guest:
     def dmesg(self, since: str | None = None) -> str:
         """Return the kernel's log, from a mark on or whole.
 
-        It comes through the serial shell where SSH is dead.
+        It comes through the serial shell where SSH is dead; where that is too, it is the console.
         """
-        return self._since(self._whole_log("/run/nvh/log"), since)
+        try:
+            text = self._log("/run/nvh/log")
+        except (GuestHung, WorkloadError):
+            text = self.vm.console.text()
+        return self._since(text, since)
 
     def ending(self, since: str | None, *, known: bool = False) -> tuple[str, int]:
-        """Return the kernel's log as dmesg() does, and how many pins were left since the last time.
+        """Return the kernel's log from a mark on, and how many pins were left since the last time.
 
         Pages that were pinned and not unpinned, as nr_foll_pin_acquired and nr_foll_pin_released of
         /proc/vmstat count them (v5.7); none where the kernel or the guest does not tell.  Two
-        seconds are given for them to go, unless it is ``known`` that they stay.
+        seconds are given for them to go, unless it is ``known`` that they stay.  Raises what keeps
+        the guest from telling.
         """
-        text = self._whole_log(f"/run/nvh/log pins {self._pinned}{' known' if known else ''}")
+        text = self._log(f"/run/nvh/log pins {self._pinned}{' known' if known else ''}")
         said, mark, left = text.rpartition("pins left: ")
         before = self._pinned
         if mark and left.strip().lstrip("-").isdecimal():
@@ -313,12 +318,6 @@ class Guest:
         if not mark or mark not in text:
             return text
         return text[text.index("\n", text.index(mark)) + 1 :] if "\n" in text else ""
-
-    def _whole_log(self, command: str) -> str:
-        try:
-            return self._log(command)
-        except (GuestHung, WorkloadError):
-            return self.vm.console.text()
 
     def only_the_kernels(self, text: str) -> str:
         """Return the lines of a log that the kernel itself wrote, all where that cannot be told.
