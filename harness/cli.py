@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        return EXIT_INTERRUPTED if came() else EXIT_BROKEN_PIPE
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         return ui.complain(HostError(f"{what}{error.strerror or error}"))

@@ -193,6 +193,7 @@ def end(child: subprocess.Popen[bytes], *, grace: float) -> int:
     finally:
         if child.poll() is None:
             child.kill()
+            child.wait()
     return child.wait()
 
 
@@ -200,7 +201,8 @@ def _awaited(child: subprocess.Popen[bytes], seconds: float) -> int:
     try:
         return child.wait(seconds)
     except KeyboardInterrupt:
-        child.wait(seconds)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
         raise
 
 

@@ -43,7 +43,8 @@ _WAITS: dict[CodeType, Callable[[Mapping[str, Any]], bool]] = {
     # "gotit" is set in front of its try (cpython's Lib/threading.py, 3.11 to 3.14).  Before that
     # its lock is given back, and an error of its own would take our place.
     threading.Condition.wait.__code__: lambda its: "gotit" in its,
-    # Up to 3.12 a thread whose join is broken off counts as dead.
+    # Who has to know a thread's end waits for an event of its: up to 3.12 one whose join is broken
+    # off counts as dead.
     threading.Thread.join.__code__: lambda _: True,
     subprocess.Popen.communicate.__code__: lambda _: True,
     # It sleeps between two looks, if it has a deadline; for each look a lock is taken, which nobody
@@ -96,7 +97,7 @@ def came() -> bool:
 
 
 def forget() -> None:
-    """Take what came for dealt with: at a debugger's prompt, or in a session that is over."""
+    """Take what came for dealt with: by a debugger, by a guest, or in a session that is over."""
     _interrupts.forgotten = _interrupts.raised
 
 

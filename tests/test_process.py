@@ -128,9 +128,9 @@ def test_a_deadline_holds_and_leaves_nothing(
     # The grandchild holds the output pipe open, as a package manager's children would.
     script = f"sleep 300 & echo $! > {tmp_path}/pid; wait"
     begun = time.monotonic()
-    with pytest.raises(HostError, match=r"no end after 1 s: sh -c 'sleep 300"):
-        process.run(["sh", "-c", script], timeout=1.0)
-    assert time.monotonic() - begun < 30
+    with pytest.raises(HostError, match=r"no end after 3 s: sh -c 'sleep 300"):
+        process.run(["sh", "-c", script], timeout=3.0)
+    assert time.monotonic() - begun < 60
     pids.append(int((tmp_path / "pid").read_text()))
     eventually(lambda: not alive(pids[0]))
 
@@ -305,13 +305,14 @@ def test_no_moment_of_an_interrupt_leaves_a_child(
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
     """Return what interrupts the main thread, from another one; the session goes on behind it."""
-    before = signal.signal(signal.SIGUSR1, signals.interrupt)
+    signal.signal(signal.SIGUSR1, signals.interrupt)
     try:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(signals, "_interrupts", signals._Interrupts())
             yield lambda: os.kill(os.getpid(), signal.SIGUSR1)
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        # One that waits for its moment would end us when the test has failed.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def test_nor_does_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,6 +335,7 @@ def test_nor_does_a_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with interruptible() as interrupt:
         monkeypatch.setattr(subprocess, "Popen", Slow)
+        monkeypatch.setattr(signals, "MOMENTS", 6000)  # on a loaded host a start takes its time
         with pytest.raises(KeyboardInterrupt):
             start()
     assert [child.returncode for child in started] == [-signal.SIGKILL]
@@ -358,7 +360,7 @@ def test_a_child_may_end_in_order_until_a_second_interrupt(
         eventually(lambda: seen.raised == 1, seconds=60)
         if times == 2:
             interrupt()
-            eventually(lambda: seen.raised == 2, seconds=60)
+            eventually(lambda: child.returncode is not None, seconds=60)
         (tmp_path / "end").touch()
 
     other = threading.Thread(target=interrupt_it)
@@ -372,6 +374,32 @@ def test_a_child_may_end_in_order_until_a_second_interrupt(
     other.join()
     assert child.wait(10) == (0 if times == 1 else -signal.SIGKILL)
     assert done.exists() == (times == 1)
+
+
+def test_an_interrupt_is_not_lost_in_the_end_of_a_child_that_does_not_obey(
+    eventually: Callable[..., None], tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked"
+    trap = f"trap ': > {asked}' TERM; : > {tmp_path}/trapped"
+    child = spawn("sh", "-c", f"{trap}; while :; do sleep 0.1; done")
+    eventually((tmp_path / "trapped").exists)
+
+    def interrupt_it() -> None:
+        eventually(asked.exists)
+        signals._interrupts.moments = 0  # it does not wait
+        interrupt()
+
+    other = threading.Thread(target=interrupt_it)
+
+    def end() -> None:
+        other.start()
+        process.end(child, grace=5)
+
+    with interruptible() as interrupt:
+        with pytest.raises(KeyboardInterrupt):
+            end()
+        other.join()
+    assert child.poll() == -signal.SIGKILL
 
 
 OWNER = """
