@@ -122,7 +122,10 @@ def test_clones_share_no_random_bytes_and_know_the_time(template: Template, tmp_
             seen.append(guest.run("cat /proc/sys/kernel/random/uuid").stdout)
             before = time.time()
             said = float(guest.run("date +%s.%N").stdout)
-            assert before - 2 < said < time.time() + 2  # the command itself may take long
+            # As late as its waking was; under load that takes a while.
+            assert (
+                before - 2 - guest.facts["ssh_seconds"] < said < time.time() + 2
+            )  # the command itself may take long
     assert len(set(seen)) == len(seen)
 
 
@@ -202,13 +205,14 @@ def test_a_damaged_template_is_made_again(
     assert again.path.is_dir()
 
 
-def test_a_guest_whose_clock_goes_wrong_becomes_no_template(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_guest_whose_clock_goes_wrong_becomes_no_template(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fast = dataclasses.replace(recipe, append=("tsc_early_khz=500000", "tsc=reliable"))
     store = Store(tmp_path / "store")
-    said: list[str] = []
     with pytest.raises(GuestClock, match=r"clock went [\d.]+ s in the host's"):
-        templates.get(fast, store, prove=prove, say=said.append)
-    assert sum("booting another" in line for line in said) == 2
+        templates.get(fast, store, prove=prove)
+    assert caplog.text.count("; booting another") == 2
     assert list(store.entries()) == []
 
 
@@ -268,8 +272,10 @@ def kill(guest: Guest) -> None:
 def flood(guest: Guest) -> None:
     guest.run("(yes noise > /dev/ttyS0) >/dev/null 2>&1 &")
     begun = guest.vm.console.position
-    guest.run("sleep 0.5")
-    assert guest.vm.console.position > begun + 1000
+    deadline = time.monotonic() + 60
+    while guest.vm.console.position < begun + 1000:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def freeze(guest: Guest) -> None:
@@ -301,7 +307,7 @@ def test_what_a_clone_does_costs_only_that_clone(
     with pool.guest(Wish(), then=Wish()) as victim:
         harm(victim)
         begun = time.monotonic()
-    assert time.monotonic() - begun < 10  # it is not asked to end
+    assert time.monotonic() - begun < 60  # it is not asked to end
     assert victim.vm.child.poll() is not None
     with pool.guest(Wish()) as fresh:
         assert fresh is not victim

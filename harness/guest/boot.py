@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import process
-from harness.errors import GuestHung, HarnessError, HostError
+from harness.errors import GuestClock, GuestHung, HarnessError, HostError
 from harness.guest import clock, failed_boot, filesystem, provision
 from harness.guest.guest import Guest, deadline_scale
 from harness.guest.keys import Identity
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 #: How long a boot may take to the SSH server's start, in seconds, before TCG's factor: stock
 #: kernels need 2 s under KVM and 8 s under TCG on an idle host.
 BOOT_DEADLINE = 60.0
+
+#: How many guests are booted until one has a clock that goes right.
+_TRIES = 3
 
 #: The file of a template's RAM.
 RAM = "ram"
@@ -107,10 +110,47 @@ def booted(
     else to the cache.  With ``template``, the keys that its clones will have, the guest is one to
     be saved: its RAM is a file of its working directory, and the machine's PCI devices are left
     for its clones.  ``nvdimms`` are the files of a guest that is no more, namespaces and all;
-    without them there are fresh ones.  Raises LaunchError (QEMU refuses), GuestPanic, GuestReset,
-    GuestHung (no SSH server in time), GuestClock (its clock is not the host's) or GuestLost (not
-    as asked for).
+    without them there are fresh ones.  A guest whose clock is not the host's is booted anew.
+    Raises LaunchError (QEMU refuses), GuestPanic, GuestReset, GuestHung (no SSH server in time),
+    GuestClock (no clock of several was right) or GuestLost (not as asked for).
     """
+    for left in reversed(range(_TRIES)):
+        with contextlib.ExitStack() as stack:
+            once = _booted_once(
+                recipe,
+                folder,
+                provisioned=provisioned,
+                template=template,
+                lasting=lasting,
+                results=results,
+                nvdimms=nvdimms,
+                say=say,
+            )
+            try:
+                guest = stack.enter_context(once)
+            except GuestClock as error:
+                if not left:
+                    raise
+                log.warning("%s; booting another", error.message)
+                for name in ("console.log", "qemu.stderr"):  # else of both
+                    (folder / name).unlink(missing_ok=True)
+                continue
+            yield guest
+            return
+
+
+@contextlib.contextmanager
+def _booted_once(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    provisioned: bool,
+    template: Identity | None,
+    lasting: bool,
+    results: Path | None,
+    nvdimms: Mapping[str, Path] | None,
+    say: Callable[[str], None],
+) -> Iterator[Guest]:
     with contextlib.ExitStack() as stack:
         private = stack.enter_context(rundir())
         identity = template or Identity.generate()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import process
-from harness.errors import GuestClock, ImageError
+from harness.errors import ImageError
 from harness.guest import provision
 from harness.guest.boot import RAM, Recipe, booted, settings
 from harness.guest.guest import Guest
@@ -37,8 +37,6 @@ KIND = "template"
 REFUSED = "template-refused"
 #: What the templates of a store may take before the longest unused go, in bytes: some twenty.
 ROOM = 4 << 30
-#: How often a guest whose clock does not go right is booted anew.
-_TRIES = 3
 #: How long a guest may take to come to rest before it is saved, in seconds, before TCG's factor.
 REST_DEADLINE = 5.0
 STATE = "state"
@@ -158,16 +156,7 @@ def get(
     def build(target: Path) -> None:
         say(f"making a template of {recipe.images.kernel.release} on {recipe.machine.name}")
         store.gc(ROOM, kind=KIND)
-        for tries in range(_TRIES, 0, -1):
-            try:
-                _build(recipe, target, results)
-                break
-            except GuestClock as error:
-                if tries == 1:
-                    raise
-                say(f"{error.message}; booting another")
-                for file in target.iterdir():
-                    file.unlink()
+        _build(recipe, target, results)
         prove(load(recipe, target))
 
     def refuse(target: Path) -> None:
