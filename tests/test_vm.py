@@ -53,7 +53,8 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
     def launched(scenario: str) -> Iterator[Vm]:
         monkeypatch.setenv("FAKE_QEMU", scenario)
         before = len(list(Path("/proc/self/fd").iterdir()))
-        with vm.launched(argv, folder=tmp_path, grace=0.2, mapped=[MAPPED]) as started:
+        grace = 0.2 if "ignore-term" in scenario else 30.0
+        with vm.launched(argv, folder=tmp_path, grace=grace, mapped=[MAPPED]) as started:
             if ";asked" in scenario:
                 started.qmp.execute("query-status", timeout=30)
             yield started

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
 from harness import signals
 from harness.errors import HostError, LaunchError
@@ -86,7 +86,8 @@ class Qmp:
         self._socket = connection
         self._on_event = on_event
         self._client: QMPClient | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._over = threading.Event()
 
     def connect(self, timeout: float) -> None:
         """Greet QEMU; LaunchError when it says nothing within ``timeout`` seconds."""
@@ -109,7 +110,10 @@ class Qmp:
         listener = EventListener()
         self._client.register_listener(listener)
         await self._client.connect(self._socket)
-        self._reader = asyncio.create_task(self._read(listener))
+        self._tasks = [
+            asyncio.create_task(self._read(listener)),
+            asyncio.create_task(self._watch(self._client)),
+        ]
 
     async def _read(self, listener: EventListener) -> None:
         async for event in listener:
@@ -119,6 +123,15 @@ class Qmp:
                     str(event["event"]), data if isinstance(data, dict) else {}, time.monotonic()
                 )
             )
+
+    async def _watch(self, client: QMPClient) -> None:
+        while client.runstate is Runstate.RUNNING:
+            await client.runstate_changed()
+        self._over.set()
+
+    def over(self, timeout: float) -> bool:
+        """Wait until QEMU has closed the connection: what it told before that has been heard."""
+        return self._over.wait(timeout)
 
     def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = 10.0
@@ -151,6 +164,7 @@ class Qmp:
     def close(self) -> None:
         """Drop the connection; an error on the way no longer matters."""
         _standing.discard(self)
+        self._over.set()
         if self._client is None:
             self._socket.close()
             return
@@ -162,5 +176,5 @@ class Qmp:
         assert self._client is not None
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._client.disconnect()
-        if self._reader is not None:
-            self._reader.cancel()
+        for task in self._tasks:
+            task.cancel()

@@ -40,6 +40,8 @@ _OOM_SCORE = 500
 
 #: A disk with less left, in bytes, is full: where its pages are huge, not one of them has room.
 _FULL = 2 << 20
+#: How long a QEMU that is gone may take to be heard to the end, in seconds.
+_LAST_WORDS = 2.0
 #: What QEMU says of a page that KVM cannot have, before it stops the guest (7.2, kvm_cpu_exec).
 _NO_PAGE = re.compile(rb"error: kvm run failed Bad address")
 
@@ -107,7 +109,7 @@ class Vm:
         if status is None:
             return self._stall() or self._no_page() or self._locked_up()
         # The last event may still be on its way when the process has already gone.
-        time.sleep(0.05)
+        self.qmp.over(_LAST_WORDS)
         if shutdown is None and self.event("SHUTDOWN") is not None:
             return self.death()
         how = f"signal {-status}" if status < 0 else f"status {status}"
