@@ -70,7 +70,7 @@ def serial_line(tmp_path: Path) -> Iterator[tuple[Console, socket.socket]]:
 def eventually() -> Callable[[Callable[[], object]], None]:
     """Wait until a condition holds; for what another thread or process is about to do."""
 
-    def wait(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
+    def wait(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "it did not come true in time"

@@ -61,9 +61,12 @@ def _judged(kernel: str, machine: str, results: Path) -> int:
     properties = {"kernel": f"6.0-{kernel}", "machine": machine, "accel": "tcg"}
     junit.write(results / "junit.xml", records, properties)
     file = results / "summary.json"
-    summary.write(file, records, properties)
-    if "slow" in kernel and not Path(os.environ["FAKE_NVH_LOG"]).with_name("hurry").exists():
+    slow = "slow" in kernel and not Path(os.environ["FAKE_NVH_LOG"]).with_name("hurry").exists()
+    if not slow:
+        summary.write(file, records, properties)
+    else:
         try:
+            summary.write(file, records, properties)  # who sees it interrupts us
             time.sleep(60)
         except KeyboardInterrupt:
             summary.write(file, records, properties, exit_code=EXIT_INTERRUPTED)

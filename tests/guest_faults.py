@@ -67,10 +67,16 @@ def test_f4_warning(guest: Guest, case: Case) -> None:
     guest.run(f"{poke.CALL}; exit 0")
 
 
-def test_f5_late_oops(guest: Guest, case: Case) -> None:
+@pytest.fixture
+def oops_later(guest: Guest) -> Iterator[None]:
+    """Let the kernel die a second after its log was read."""
+    yield
+    guest.run(f"(sleep 1; {poke.CALL}) {IN_BACKGROUND}")
+
+
+def test_f5_late_oops(guest: Guest, case: Case, oops_later: None) -> None:
     poke.null_pointer(guest)
     fault(case)
-    guest.run(f"(sleep 1; {poke.CALL}) {IN_BACKGROUND}")
 
 
 def test_f6_words(guest: Guest, case: Case) -> None:

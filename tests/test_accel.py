@@ -51,9 +51,9 @@ def choose(
     # The stand-in's interpreter may lie where only this user can get.
     monkeypatch.setattr(unprivileged, "choose", lambda *_: "the test's own user")
     monkeypatch.setenv("FAKE_QEMU_LOG", str(tmp_path / "starts"))
-    monkeypatch.setattr(accel, "FIRST_LINE", 0.5)
 
     def chosen(scenario: str, requested: str = "auto", digest: str = "abc") -> Accel:
+        monkeypatch.setattr(accel, "FIRST_LINE", 60.0 if scenario == WORKING else 0.5)
         monkeypatch.setenv("FAKE_QEMU", scenario)
         return accel.choose(
             requested,

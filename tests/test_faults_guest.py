@@ -23,7 +23,9 @@ pytestmark = pytest.mark.guest
 
 TREE = """
 from pathlib import Path
+import harness.aftermath
 import harness.paths
+harness.aftermath.LINGER = 20.0  # a loaded host's guest takes long to sleep for a second
 ROOT = Path(__file__).parent
 harness.paths.source_tree = lambda: ROOT
 pytest_plugins = ["harness.pytest_plugin"]

@@ -268,8 +268,10 @@ def test_a_cold_boot_leaves_nothing_but_its_evidence(recipe: Recipe, tmp_path: P
 OWNER = """
 import sys, tempfile
 from pathlib import Path
+from harness import rundir
 from harness.guest.boot import booted
 from harness.lab import Lab, Options
+rundir._candidates = lambda: [Path(sys.argv[1])]  # no other test sweeps it
 with tempfile.TemporaryDirectory() as folder:
     with booted(Lab(Options(accel="tcg")).recipe(), Path(folder), provisioned=False) as guest:
         print(guest.vm.child.pid, guest.private, flush=True)
@@ -279,11 +281,16 @@ with tempfile.TemporaryDirectory() as folder:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_qemu_dies_with_the_harness(
-    recipe: Recipe, number: signal.Signals, eventually: Eventually
+    recipe: Recipe,
+    number: signal.Signals,
+    eventually: Eventually,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert recipe  # the images are built before the time runs
+    monkeypatch.setattr(rundir, "_candidates", lambda: [tmp_path])
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER],
+        [sys.executable, "-c", OWNER, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -143,8 +143,8 @@ def test_a_command_may_be_longer_than_the_server_takes(shared: Guest) -> None:
 def test_a_command_that_outlives_its_deadline(shared: Guest) -> None:
     begun = time.monotonic()
     with pytest.raises(CommandTimeout, match="it said: still here"):
-        shared.ssh.run("echo still here; sleep 300", timeout=2.0)
-    assert 2.0 <= time.monotonic() - begun < 60
+        shared.ssh.run("echo still here; sleep 300", timeout=10.0)
+    assert 10.0 <= time.monotonic() - begun < 120
     assert shared.ssh.run("echo alive", timeout=30).stdout == "alive\n"
 
 

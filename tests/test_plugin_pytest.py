@@ -75,21 +75,21 @@ def test_v1_marked(guest, case): case.expect("map", "OK")
 
 SLEEPS = """
 import time
-def test_v1_sleeps(guest, case): time.sleep(30)
+def test_v1_sleeps(guest, case): time.sleep(300)
 def test_v1_right(guest, case): case.expect("map", "OK")
 """
 
 
 def test_a_timeout_of_pytest_timeout_fails_the_test_and_the_run_goes_on(runs: Runs) -> None:
-    found = runs(SLEEPS, "--timeout=2", "--timeout-method=signal")
+    found = runs(SLEEPS, "--timeout=10", "--timeout-method=signal")
     assert verdicts(found) == {"test_v1_sleeps": "FAIL", "test_v1_right": "PASS"}
     assert "Timeout" in found.tests["sleeps"]["message"]
 
 
 def test_the_earlier_of_both_limits_counts(runs: Runs) -> None:
-    found = runs(SLEEPS, "--timeout=20", "--nvh-max-test-time=2")
+    found = runs(SLEEPS, "--timeout=60", "--nvh-max-test-time=10")
     assert verdicts(found) == {"test_v1_sleeps": "MISS", "test_v1_right": "PASS"}
-    assert "no end after 2 s" in found.tests["sleeps"]["message"]
+    assert "no end after 10 s" in found.tests["sleeps"]["message"]
 
 
 def test_a_timeout_holds_after_a_test_of_ours(runs: Runs) -> None:
@@ -102,7 +102,7 @@ def slow():
     time.sleep(30)
 def test_v1_right(slow, case): case.expect("map", "OK")
 """
-    assert "Timeout" in runs(slow, "--timeout=2", "--timeout-method=signal").output
+    assert "Timeout" in runs(slow, "--timeout=10", "--timeout-method=signal").output
 
 
 # Another project's tests

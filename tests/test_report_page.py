@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
 import re
@@ -367,9 +368,13 @@ def test_2000_tests_are_still_a_page() -> None:
             record(f"test_l6_bad{n}", Status.FAIL, findings=(FINDING,), excerpts=long)
             for n in range(count // 2)
         ]
-        begun = time.process_time()
-        text = page(view([*some, *records]))
-        return len(text), time.process_time() - begun
+        seconds = []
+        for _ in range(2):  # a collection of garbage, or a loaded host, takes its time as well
+            gc.collect()
+            begun = time.process_time()
+            text = page(view([*some, *records]))
+            seconds.append(time.process_time() - begun)
+        return len(text), min(seconds)
 
     build(20)  # the templates are compiled
     (small, quick), (large, slow) = build(400), build(2000)

@@ -17,7 +17,9 @@ from harness.errors import HostError
 
 OWNER = """
 import sys
+from pathlib import Path
 from harness import rundir
+rundir._candidates = lambda: [Path(sys.argv[1])]
 with rundir.rundir() as folder:
     (folder / "ram").write_text("x")
     print(folder, flush=True)
@@ -26,10 +28,13 @@ with rundir.rundir() as folder:
 
 
 @pytest.fixture
-def owner() -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """Another process with a working directory of its own."""
+def owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Another process with a working directory of its own, where no other test sweeps."""
+    monkeypatch.setattr(rundir, "_candidates", lambda: [tmp_path])
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER],
+        [sys.executable, "-c", OWNER, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
