@@ -38,7 +38,7 @@ class Observer:
         self._name = name
         self._token: str | None = None
         self._position = 0
-        #: Why the log of a guest that lives could not be read.
+        #: Why the log could not be read; None of a guest that was to end.
         self._unread: HarnessError | None = None
         #: What the test's earlier guests said until their power was cut.
         self._earlier = ""
@@ -56,14 +56,17 @@ class Observer:
 
     def end(self, allowed: Sequence[str]) -> None:
         """Read what came since; a guest that died leaves its console."""
-        self.console = self.guest.vm.console.text(self._position)
-        if self.guest.vm.child.poll() is None and self.guest.vm.death() is None:
+        vm = self.guest.vm
+        self._unread = vm.death()
+        self.console = vm.console.text(self._position)
+        if vm.child.poll() is None and self._unread is None:
             try:
                 known = _may_leave(1, allowed)
                 self.dmesg, self.pins_left = self.guest.ending(self._token, known=known)
             except HarnessError as error:
                 log.warning("no dmesg: %s", error)
-                self._unread = error
+                self._unread = vm.death() or error
+                self.console = vm.console.text(self._position)  # it may have said why
         said = self.dmesg
         if said and classify(said.splitlines()):
             said = self.guest.only_the_kernels(said)
@@ -82,7 +85,7 @@ class Observer:
     def check_logs(self) -> None:
         """Raise why what the guest's kernel said is not known in whole.
 
-        HostError when the host could not keep it, else what kept a guest that lives from telling.
+        HostError when the host could not keep it, else what kept the guest from telling.
         """
         console = self.guest.vm.console
         if console.log_lost:

@@ -42,8 +42,10 @@ class Console:
     position = 0
     log_lost = False
 
+    words = "console\\n"
+
     def text(self, since=0, limit=0):
-        return "console\\n"
+        return self.words
 
 
 class Guest:
@@ -53,7 +55,8 @@ class Guest:
     def __init__(self):
         self.log = ""
         self.pins = 0
-        self.untold = None
+        self.untold = self.killer = None
+        self.last_words = "console\\n"
         child = types.SimpleNamespace(poll=lambda: None)
         self.vm = types.SimpleNamespace(
             console=Console(), death=lambda: None, folder=FOLDER, child=child
@@ -67,6 +70,7 @@ class Guest:
 
     def ending(self, since, *, known=False):
         if self.untold:
+            self.vm.console.words, self.vm.death = self.last_words, lambda: self.killer
             raise self.untold
         return self.dmesg(since) + f"pins that stay are known: {known}\\n", self.pins
 

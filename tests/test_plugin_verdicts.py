@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.run_reporter import exit_code
+from harness.verdict.judge import SPLAT
 from tests.made_up_runs import BUG, Runs
 
 pytest_plugins = ["pytester"]
@@ -195,19 +196,34 @@ def test_v1_allowed(guest, case):
 
 def test_no_test_passes_whose_guest_does_not_tell_what_its_kernel_said(runs: Runs) -> None:
     found = runs(
-        """
+        f"""
+BUG = {BUG!r}
 def test_v1_right(guest, case):
     guest.untold = GuestHung("no end after 200 s: log")
     case.expect("map", "OK")
 def test_v1_wrong(guest, case):
     guest.untold = GuestHung("no end after 200 s: log")
     case.expect("map", "EFAULT")
+def test_v1_dies_of_it(guest, case):
+    guest.untold = GuestHung("no end after 200 s: log")
+    guest.killer = GuestReset("the guest ended unasked")
+    case.expect("map", "OK")
+def test_v1_says_why(guest, case):
+    guest.untold = GuestHung("no end after 200 s: log")
+    guest.last_words = BUG
+    case.expect("map", "OK")
+def test_v1_was_dead(guest, case):
+    guest.vm.death = lambda: GuestReset("the guest ended unasked")
+    case.expect("map", "OK")
 """
     )
     ends = {name: (test["status"], test["message"]) for name, test in found.tests.items()}
     assert ends == {
         "right": ("MISS", "no end after 200 s: log"),
         "wrong": ("FAIL", "map: expected OK, seen EFAULT"),
+        "dies_of_it": ("FAIL", "the guest ended unasked"),
+        "says_why": ("FAIL", f"{SPLAT}: KASAN: use-after-free in dax_layout_busy_page"),
+        "was_dead": ("FAIL", "the guest ended unasked"),
     }
 
 
