@@ -13,11 +13,11 @@ import threading
 import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, NoneType
 from typing import BinaryIO, TextIO
 
 from harness import rundir, signals, ui
-from harness.errors import EXIT_OK, HarnessError, UsageError
+from harness.errors import EXIT_OK, GuestLockup, HarnessError, HostStall, UsageError
 from harness.guest.boot import booted, write_script
 from harness.guest.guest import Guest
 from harness.lab import Lab, Options
@@ -70,13 +70,17 @@ def _hung_up(guest: Guest) -> Iterator[None]:
     over = threading.Event()
     terminated = False
 
-    def terminate(_number: int, _frame: FrameType | None) -> None:
+    def terminate(number: int, frame: FrameType | None) -> None:
         nonlocal terminated
+        if terminated:  # and it has not helped
+            signals.interrupt(number, frame)
         terminated = True  # and no Event, whose lock a second signal could find taken
 
     def watch() -> None:
         while not over.wait(_LOOK):
-            if terminated or guest.vm.death() is not None:
+            # A guest that only hangs may be what its user wants to look at.
+            dead = not isinstance(guest.vm.death(), NoneType | HostStall | GuestLockup)
+            if terminated or dead:
                 guest.ssh.close()
                 return
 

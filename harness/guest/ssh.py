@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
+import logging
 import select
 import shlex
 import socket
@@ -21,6 +22,8 @@ from invoke.exceptions import ThreadException, UnexpectedExit
 
 from harness.errors import GuestHung, GuestLost, HarnessError
 from harness.guest.keys import Identity
+
+log = logging.getLogger(__name__)
 
 #: What is kept of each of a command's output streams, in bytes; the rest is read and dropped.
 OUTPUT_LIMIT = 4 << 20
@@ -343,7 +346,7 @@ class Ssh:
         self._write(command, remote, local.read_bytes(), timeout=60.0)
 
     def shell(self) -> int:
-        """Let the user at a login shell; return its exit status, 255 when a signal ended it.
+        """Let the user at a login shell; return its exit status, 255 when it has told none.
 
         A SIGINT is the guest's.  Raises GuestLost when the connection breaks, and whatever the
         guest's watcher says when the guest has died.
@@ -354,9 +357,9 @@ class Ssh:
             status = int(self._connection.shell().exited)
         except UnexpectedExit as ended:  # of the shell's last command, mostly
             status = int(ended.result.exited)
-        except ThreadException:  # a key pressed into a connection that was gone
-            if self.connected:
-                raise
+        except (OSError, EOFError, paramiko.SSHException, ThreadException) as error:
+            # A key pressed into a shell or a connection that was gone is one, too.
+            log.info("the shell's end: %r", error)
             status = -1
         if status < 0:  # the connection closed without a status
             self._died()
