@@ -31,7 +31,7 @@ from harness.qemu.vm import Vm
 
 FAKE = Path(__file__).with_name("fake_qemu.py")
 
-Launch = Callable[[str], AbstractContextManager[Vm]]
+Launch = Callable[..., AbstractContextManager[Vm]]
 #: The file of the stand-in's memory.
 MAPPED = Path("/dev/shm/nvh-run-of-nobody/ram")
 
@@ -50,10 +50,9 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
         ]
 
     @contextlib.contextmanager
-    def launched(scenario: str) -> Iterator[Vm]:
+    def launched(scenario: str, *, grace: float = 30.0) -> Iterator[Vm]:
         monkeypatch.setenv("FAKE_QEMU", scenario)
         before = len(list(Path("/proc/self/fd").iterdir()))
-        grace = 0.2 if "ignore-term" in scenario else 30.0
         with vm.launched(argv, folder=tmp_path, grace=grace, mapped=[MAPPED]) as started:
             if ";asked" in scenario:
                 started.qmp.execute("query-status", timeout=30)
@@ -110,7 +109,7 @@ def test_a_soft_stop_asks(launch: Launch) -> None:
 
 
 def test_a_hard_stop_kills(launch: Launch) -> None:
-    with launch("greet;ignore-term;sleep:60") as machine:
+    with launch("greet;ignore-term;sleep:60", grace=0.2) as machine:
         freeze(machine)  # it answers nothing any more
     assert machine.child.returncode == -signal.SIGKILL
 
@@ -284,7 +283,7 @@ def test_a_disk_that_is_full_at_the_start(launch: Launch, disk: Callable[[int], 
 
 
 def test_a_qemu_that_stalls(launch: Launch) -> None:
-    with launch("greet;sleep:60") as machine:
+    with launch("greet;sleep:60", grace=0.2) as machine:
         freeze(machine)
         with pytest.raises(HostError, match="did not answer"):
             machine.qmp.execute("query-status", timeout=0.3)
@@ -294,7 +293,7 @@ def test_a_qemu_that_somebody_stops_is_the_hosts_fault(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vm, "STALL", 0.2)
-    with launch("greet;sleep:60") as machine:
+    with launch("greet;sleep:60", grace=0.2) as machine:
         freeze(machine)
         assert machine.death() is None  # a debugger does so for a moment
         error = death(machine)

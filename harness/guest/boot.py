@@ -131,7 +131,7 @@ def booted(
             except GuestClock as error:
                 if not left:
                     raise
-                log.warning("%s; booting another", error.message)
+                say(f"{error.message}; booting another")
                 for name in ("console.log", "qemu.stderr"):  # else of both
                     (folder / name).unlink(missing_ok=True)
                 continue

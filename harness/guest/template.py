@@ -156,7 +156,7 @@ def get(
     def build(target: Path) -> None:
         say(f"making a template of {recipe.images.kernel.release} on {recipe.machine.name}")
         store.gc(ROOM, kind=KIND)
-        _build(recipe, target, results)
+        _build(recipe, target, results, say)
         prove(load(recipe, target))
 
     def refuse(target: Path) -> None:
@@ -211,9 +211,9 @@ def load(recipe: Recipe, path: Path) -> Template:
         raise ImageError(f"{path} is no template: {error}", hint="nvh image rm template") from error
 
 
-def _build(recipe: Recipe, target: Path, results: Path | None) -> None:
+def _build(recipe: Recipe, target: Path, results: Path | None, say: Callable[[str], None]) -> None:
     identity = Identity.generate()
-    with booted(recipe, target, template=identity, results=results) as guest:
+    with booted(recipe, target, template=identity, results=results, say=say) as guest:
         assert guest.private is not None
         prepare(guest)
         (target / DMESG).write_text(guest.dmesg(), errors="replace")
