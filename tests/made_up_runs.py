@@ -122,6 +122,8 @@ evidence = "made up"
 """
 
 HEAD = """
+import ast
+from pathlib import Path
 import pytest
 from harness.errors import (
     GuestHung, GuestLost, GuestPanic, GuestReset, HostError, LaunchError, UsageError, WorkloadError,
@@ -133,6 +135,16 @@ def broken(error):
     def fixture():
         raise error
     return fixture
+
+def note_parses():
+    parse, notes = ast.parse, Path("parsed").absolute()
+
+    def noted(source, *words, **named):
+        with notes.open("a") as file:
+            print(str(source).splitlines()[:1], file=file)
+        return parse(source, *words, **named)
+
+    ast.parse = noted
 """
 
 BUG = "[    9.1] BUG: KASAN: use-after-free in dax_layout_busy_page+0x1/0x2"
@@ -159,6 +171,12 @@ class Run:
             for entry in self.summary["tests"]
         }
 
+    @property
+    def parsed(self) -> set[str]:
+        """The first lines of what was parsed after a test had called note_parses()."""
+        notes = self.results.with_name("parsed")
+        return set(notes.read_text().splitlines()) if notes.exists() else set()
+
     def dmesg(self, name: str) -> str:
         """What was kept of the kernel's log, by the name behind test_v1_."""
         folder: str = self.tests[name]["folder"]
@@ -183,7 +201,7 @@ def runs(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Runs:
     def run(tests: str, *options: str) -> Run:
         (folder / "test_v.py").write_text(HEAD + tests)
         done = pytester.runpytest_subprocess(
-            "testcases", "-q", "-p", "no:cacheprovider", *options, timeout=120
+            "testcases", "-q", "-p", "no:cacheprovider", *options, timeout=300
         )
         text = done.stdout.str() + done.stderr.str()
         return Run(int(done.ret), text, pytester.path / "results")
